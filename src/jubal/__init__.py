@@ -1,0 +1,3 @@
+"""Jubal: a self-hosted Grok API."""
+
+__version__ = "0.1.0"

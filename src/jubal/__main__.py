@@ -1,0 +1,5 @@
+"""`python -m jubal` is `jubal`."""
+
+from jubal.cli import main
+
+main()

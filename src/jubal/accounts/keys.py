@@ -1,0 +1,372 @@
+"""API keys: made and changed by their owner, and recognised at every request.
+
+A secret is shown once, when it is made. The store holds its HMAC under a key that never leaves the store (`tables.meta`), so
+who reads an index or a backup of `api_keys` can't tell a secret, and looking a digest up needs no constant time: nobody
+outside can choose or compare digests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from jubal.accounts import teams
+from jubal.accounts.acl import EVERYTHING, Acl
+from jubal.accounts.store import Store
+from jubal.accounts.tables import api_keys, meta
+from jubal.accounts.tables import teams as teams_table
+from jubal.core.errors import BadRequest, NotAllowed, NotFound, NotIdentified
+
+T = TypeVar("T")
+
+PREFIX: Final = "xai-"
+MANAGEMENT_PREFIX: Final = "xai-token-"
+SECRET_BYTES: Final = 48
+SECRET_CHARS_MAX: Final = 200
+"""Nothing longer was ever issued, so nothing longer is hashed or looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What may be known of a key: everything but its secret.
+
+    redacted: `xai-...` and the last four characters of the secret. rpm, tpm: requests and tokens per minute; None: no limit.
+    management: for the management API only. disabled: by its owner; blocked: by whoever runs the server.
+    user_id: who made it. expires_us, last_used_us: None for never.
+    """
+
+    id: str
+    team_id: str
+    name: str
+    redacted: str
+    acls: tuple[str, ...]
+    rpm: int | None
+    tpm: int | None
+    management: bool
+    disabled: bool
+    blocked: bool
+    user_id: str
+    created_us: int
+    modified_us: int
+    modified_by: str
+    expires_us: int | None
+    last_used_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: what the pipeline needs of a key that may be used."""
+
+    key_id: str
+    team_id: str
+    acl: Acl
+    rpm: int | None = None
+    tpm: int | None = None
+    management: bool = False
+    name: str = ""
+
+
+# -------------------------------------------------------------------------------------------------------- statements
+
+_PUBLIC: Final = [column for column in api_keys.c if column.name != "digest"]
+
+
+def create(
+    conn: Connection,
+    *,
+    team_id: str,
+    name: str,
+    acls: tuple[str, ...] = EVERYTHING,
+    rpm: int | None = None,
+    tpm: int | None = None,
+    management: bool = False,
+    expires_us: int | None = None,
+    now_us: int,
+) -> tuple[Key, str]:
+    """Adds a key, and returns it with its secret, which can't be had again.
+
+    Raises `BadRequest` naming the parameter at fault, `NotFound` for the team.
+    """
+    teams.check_name(name, "key")
+    Acl.parse(acls)
+    _check_limit("rpm", rpm)
+    _check_limit("tpm", tpm)
+    team = teams.get(conn, team_id)
+    owner = _fact(conn, "owner")
+    secret = _new_secret(management)
+    key = Key(
+        id=str(uuid.uuid4()),
+        team_id=team.id,
+        name=name,
+        redacted=redact(secret),
+        acls=tuple(acls),
+        rpm=rpm,
+        tpm=tpm,
+        management=management,
+        disabled=False,
+        blocked=False,
+        user_id=owner,
+        created_us=now_us,
+        modified_us=now_us,
+        modified_by=owner,
+        expires_us=expires_us,
+        last_used_us=None,
+    )
+    values = {column.name: getattr(key, column.name) for column in _PUBLIC}
+    conn.execute(api_keys.insert().values(**values | {"acls": json.dumps(key.acls), "digest": _hashed(conn, secret)}))
+    return key, secret
+
+
+def listing(conn: Connection, team_id: str | None = None, *, limit: int = 1000) -> list[Key]:
+    """The oldest `limit` keys, of one team where that is given, oldest first."""
+    query = sa.select(*_PUBLIC).order_by(api_keys.c.created_us, api_keys.c.id).limit(limit)
+    if team_id is not None:
+        query = query.where(api_keys.c.team_id == team_id)
+    return [_key(row) for row in conn.execute(query).mappings()]
+
+
+def get(conn: Connection, key_id: str) -> Key:
+    """The key with this id. Raises `NotFound`."""
+    row = conn.execute(sa.select(*_PUBLIC).where(api_keys.c.id == key_id)).mappings().one_or_none()
+    if row is None:
+        raise _no_key(key_id)
+    return _key(row)
+
+
+def disable(conn: Connection, key_id: str, *, now_us: int) -> Key:
+    """Stops a key until it is enabled again. Raises `NotFound`."""
+    return _change(conn, key_id, now_us, disabled=True)
+
+
+def enable(conn: Connection, key_id: str, *, now_us: int) -> Key:
+    """Lets a disabled key work again. Raises `NotFound`."""
+    return _change(conn, key_id, now_us, disabled=False)
+
+
+def rotate(conn: Connection, key_id: str, *, now_us: int) -> str:
+    """Gives a key a new secret and returns it; the old one stops. Id, settings and usage stay. Raises `NotFound`."""
+    secret = _new_secret(get(conn, key_id).management)
+    _change(conn, key_id, now_us, digest=_hashed(conn, secret), redacted=redact(secret))
+    return secret
+
+
+def delete(conn: Connection, key_id: str) -> None:
+    """Removes a key for good; its usage rows stay. Raises `NotFound`."""
+    if conn.execute(api_keys.delete().where(api_keys.c.id == key_id)).rowcount == 0:
+        raise _no_key(key_id)
+
+
+def redact(secret: str) -> str:
+    """A secret as it may be shown."""
+    return f"{PREFIX}...{secret[-4:]}"
+
+
+def _change(conn: Connection, key_id: str, now_us: int, **values: Any) -> Key:
+    """Sets columns of a key, and by whom and when it was changed."""
+    changed = values | {"modified_us": now_us, "modified_by": _fact(conn, "owner")}
+    conn.execute(api_keys.update().where(api_keys.c.id == key_id).values(**changed))
+    return get(conn, key_id)
+
+
+def _find(conn: Connection, digest: str) -> tuple[Key, bool] | None:
+    """The key with this digest, and whether its team is blocked."""
+    query = (
+        sa.select(*_PUBLIC, teams_table.c.blocked.label("team_blocked"))
+        .join(teams_table, teams_table.c.id == api_keys.c.team_id)
+        .where(api_keys.c.digest == digest)
+    )
+    row = conn.execute(query).mappings().one_or_none()
+    return None if row is None else (_key(row), row["team_blocked"])
+
+
+def _fact(conn: Connection, name: str) -> str:
+    """One value of `tables.meta`."""
+    found: str = conn.execute(sa.select(meta.c.value).where(meta.c.name == name)).scalar_one()
+    return found
+
+
+def _hashed(conn: Connection, secret: str) -> str:
+    return hmac.digest(bytes.fromhex(_fact(conn, "hash_key")), secret.encode(), "sha256").hex()
+
+
+def _new_secret(management: bool) -> str:
+    return (MANAGEMENT_PREFIX if management else PREFIX) + secrets.token_urlsafe(SECRET_BYTES)
+
+
+def _key(row: RowMapping) -> Key:
+    values = {column.name: row[column.name] for column in _PUBLIC}
+    return Key(**values | {"acls": tuple(json.loads(row["acls"]))})
+
+
+def _no_key(key_id: str) -> NotFound:
+    return NotFound(f"There is no API key with the id `{key_id}`.", param="key_id", code="key_not_found")
+
+
+def _check_limit(param: str, limit: int | None) -> None:
+    if limit is not None and not 1 <= limit < 2**63:
+        raise BadRequest(f"{param} must be at least 1, or absent for no limit; got {limit}.", param=param)
+
+
+# ---------------------------------------------------------------------------------------------------------- the ring
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What the store said of a digest. refusal: code and message, where the key must not be used.
+
+    fresh_until, stale_until: on the ring's clock; between the two it still serves, while it is read again.
+    """
+
+    caller: Caller
+    refusal: tuple[str, str] | None
+    fresh_until: float
+    stale_until: float
+
+
+class KeyRing:
+    """Recognises secrets, from memory where the store was asked at most 2 * `ttl_s` ago.
+
+    So a change to a key is in force within that time on every gateway, and a store that is away for less goes unnoticed.
+    Belongs to one event loop. clock: monotonic seconds. now_us: microseconds since 1970, for keys that expire.
+    entries_max: keys that are remembered, and apart from them as many strings that are none.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float] = time.monotonic,
+        ttl_s: float = 1.0,
+        *,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        entries_max: int = 10_000,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._ttl_s = ttl_s
+        self._now_us = now_us
+        self._entries_max = entries_max
+        self._mac = hmac.new(store.hash_key, digestmod=hashlib.sha256)
+        self._known: dict[bytes, _Entry] = {}
+        self._unknown: dict[bytes, float] = {}  # until when it needn't be asked for again
+        self._lookups: dict[bytes, asyncio.Task[_Entry | None]] = {}
+
+    def identify_cached(self, secret: str) -> Caller | None:
+        """The caller, if that is known without waiting. None decides nothing: ask `identify`."""
+        digest = self._digest(secret)
+        entry = self._known.get(digest)
+        if entry is None or entry.refusal is not None or entry.caller.management:
+            return None
+        now = self._clock()
+        if now >= entry.fresh_until:
+            if now >= entry.stale_until:
+                return None
+            self._look_up(digest)
+        return entry.caller
+
+    async def identify(self, secret: str, *, management: bool = False) -> Caller:
+        """The caller with this secret. management: whether the management API asks, whose keys are of their own kind.
+
+        Raises `NotIdentified`, `NotAllowed` for a key that must not be used (so), `StoreUnavailable`.
+        """
+        if not secret.startswith(PREFIX) or len(secret) > SECRET_CHARS_MAX or not secret.isascii():
+            raise _unknown()
+        digest = self._digest(secret)
+        now = self._clock()
+        entry = self._known.get(digest)
+        if entry is None or now >= entry.stale_until:
+            if self._unknown.get(digest, now) > now:
+                raise _unknown()
+            entry = await asyncio.shield(self._look_up(digest))  # others may wait for the same one
+            if entry is None:
+                raise _unknown()
+        elif now >= entry.fresh_until:
+            self._look_up(digest)
+        if entry.refusal is not None:
+            code, message = entry.refusal
+            raise NotAllowed(message, code=code)
+        if entry.caller.management is not management:
+            raise _wrong_kind(management)
+        return entry.caller
+
+    def _digest(self, secret: str) -> bytes:
+        mac = self._mac.copy()  # half the price of hmac.digest, which sets up its key each time
+        mac.update(secret.encode("utf-8", "surrogatepass"))
+        return mac.digest()
+
+    def _look_up(self, digest: bytes) -> asyncio.Task[_Entry | None]:
+        """Asks the store for a digest; one question at a time for each."""
+        task = self._lookups.get(digest)
+        if task is None:
+            task = self._lookups[digest] = asyncio.ensure_future(self._ask(digest))
+            task.add_done_callback(lambda done: self._asked(digest, done))
+        return task
+
+    async def _ask(self, digest: bytes) -> _Entry | None:
+        asked_at = self._clock()
+        found = await self._store.run_read(_find, digest.hex())
+        self._known.pop(digest, None)
+        self._unknown.pop(digest, None)
+        if found is None:
+            _put(self._unknown, digest, asked_at + self._ttl_s, self._entries_max)
+            return None
+        entry = self._entry(*found, asked_at)
+        _put(self._known, digest, entry, self._entries_max)
+        return entry
+
+    def _asked(self, digest: bytes, done: asyncio.Task[_Entry | None]) -> None:
+        del self._lookups[digest]
+        if not done.cancelled():
+            done.exception()  # whoever waits has it; where nobody does, the next request asks again
+
+    def _entry(self, key: Key, team_blocked: bool, asked_at: float) -> _Entry:
+        left_s = float("inf") if key.expires_us is None else (key.expires_us - self._now_us()) / 1e6
+        refusal = None
+        if key.disabled:
+            refusal = "key_disabled", f"The API key `{key.redacted}` is disabled. Its owner can enable it again."
+        elif key.blocked:
+            refusal = "key_blocked", f"The API key `{key.redacted}` is blocked."
+        elif team_blocked:
+            refusal = "team_blocked", f"The team of the API key `{key.redacted}` is blocked."
+        elif left_s <= 0:
+            refusal = "key_expired", f"The API key `{key.redacted}` has expired."
+        serves_s = left_s if refusal is None else float("inf")
+        return _Entry(
+            Caller(key.id, key.team_id, Acl.parse(key.acls), key.rpm, key.tpm, key.management, key.name),
+            refusal,
+            fresh_until=asked_at + min(self._ttl_s, serves_s),
+            stale_until=asked_at + min(2 * self._ttl_s, serves_s),
+        )
+
+
+def _put(cache: dict[bytes, T], digest: bytes, value: T, entries_max: int) -> None:
+    """Adds to a cache, at the price of its oldest entry where it is full."""
+    if len(cache) >= entries_max:
+        del cache[next(iter(cache))]
+    cache[digest] = value
+
+
+def _unknown() -> NotIdentified:
+    return NotIdentified(
+        "Incorrect API key provided. You can obtain an API key with `jubal keys create`.",
+        given=True,
+        code="invalid_api_key",
+    )
+
+
+def _wrong_kind(management: bool) -> NotAllowed:
+    if management:
+        return NotAllowed(
+            "This is not a management key. `jubal keys create --management` makes one.", code="not_management_key"
+        )
+    return NotAllowed("This is a management key: it can't be used for inference.", code="management_key")

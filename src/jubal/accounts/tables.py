@@ -1,0 +1,92 @@
+"""The tables of the accounts store. migrations/ makes them; a test compares the two.
+
+Times are whole microseconds since 1970 (`_us`): they sort, subtract and compare alike on SQLite and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, MetaData, Table, Text
+
+metadata: Final = MetaData(
+    naming_convention={  # SQLite can change a constraint later only if it has a name
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+meta: Final = Table(
+    "meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""Facts about the store itself, made when it is made.
+
+hash_key: the HMAC key that API keys are hashed with, in hex, the same for all gateways on the store. default_team: the id of
+the team that keys belong to unless told otherwise. owner: the user id of whoever runs the command line.
+"""
+
+teams: Final = Table(
+    "teams",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("created_us", BigInteger, nullable=False),
+    Column("blocked", Boolean, nullable=False),
+    Column("prepaid", Boolean, nullable=False),
+    Column("tier", Text, nullable=False, server_default="standard"),
+)
+
+api_keys: Final = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("redacted", Text, nullable=False),
+    Column("acls", Text, nullable=False),
+    Column("rpm", BigInteger),
+    Column("tpm", BigInteger),
+    Column("management", Boolean, nullable=False),
+    Column("disabled", Boolean, nullable=False),
+    Column("blocked", Boolean, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("modified_us", BigInteger, nullable=False),
+    Column("modified_by", Text, nullable=False),
+    Column("expires_us", BigInteger),
+    Column("last_used_us", BigInteger),
+)
+"""digest: hex HMAC-SHA256 of the secret, which itself is nowhere. acls: a JSON list."""
+
+usage: Final = Table(
+    "usage",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+    Column("team_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("engine", Text, nullable=False),
+    Column("weights", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("error_code", Text),
+    Column("stream", Boolean, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cost_in_usd_ticks", BigInteger, nullable=False),
+    Column("latency_us", BigInteger, nullable=False),
+    Column("first_token_us", BigInteger),
+    Column("estimated", Boolean, nullable=False),
+    Index(None, "key_id", "created_us"),
+    Index(None, "created_us"),
+)
+"""One row per request that an engine was asked for. team_id and key_id are no foreign keys: usage outlives a deleted key."""

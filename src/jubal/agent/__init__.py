@@ -1,0 +1,1 @@
+"""Turns of an engine into one answer."""

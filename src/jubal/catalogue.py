@@ -1,0 +1,126 @@
+"""The models a server offers: the seed's catalogue, changed and extended by the configuration."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from jubal import config
+from jubal.core.model import Catalogue, Model
+from jubal.core.money import FREE, Price
+
+LOCAL: Final = "local"
+"""The embedded engine, which is there without being configured."""
+
+_FAST: Final = Price.from_usd_per_million(0.20, 0.05, 0.50)
+
+DEFAULT: Final = (
+    Model(
+        "grok-4",
+        LOCAL,
+        "grok-4",
+        aliases=("grok-4-0709", "grok-4-latest"),
+        context=256_000,
+        input=("text", "image"),
+        reasoning=True,
+        price=Price.from_usd_per_million(3.00, 0.75, 15.00),
+        created=1752019200,
+        description="Complex reasoning, mathematics, multimodal tasks",
+    ),
+    Model(
+        "grok-4-fast-reasoning",
+        LOCAL,
+        "grok-4-fast-reasoning",
+        aliases=("grok-4-fast", "grok-4-fast-reasoning-latest"),
+        context=2_000_000,
+        input=("text", "image"),
+        reasoning=True,
+        price=_FAST,
+        created=1757894400,
+        description="Cost-efficient, thinks before it answers",
+    ),
+    Model(
+        "grok-4-fast-non-reasoning",
+        LOCAL,
+        "grok-4-fast-non-reasoning",
+        aliases=("grok-4-fast-non-reasoning-latest",),
+        context=2_000_000,
+        input=("text", "image"),
+        price=_FAST,
+        created=1757894400,
+        description="Cost-efficient, answers at once",
+    ),
+    Model(
+        "grok-beta",
+        LOCAL,
+        "grok-beta",
+        context=2_000_000,
+        input=("text", "image"),
+        price=_FAST,
+        created=1757894400,
+        description="The seed's other name of Grok 4 Fast",
+    ),
+    Model(
+        "grok-2-1212",
+        LOCAL,
+        "grok-2-1212",
+        aliases=("grok-2", "grok-2-latest"),
+        context=131_072,
+        price=Price.from_usd_per_million(2.00, 2.00, 10.00),
+        created=1733961600,
+        description="The name in the seed's examples",
+    ),
+    Model(
+        "grok-1",
+        LOCAL,
+        "grok-1",
+        context=8_192,
+        price=Price.from_usd_per_million(2.00, 2.00, 10.00),
+        created=1699228800,
+        deprecated=True,
+        description="Earlier generation",
+    ),
+)
+"""The seed's "Available Models"; prices from the seed, else from xai-api.md 25.1, else those of the nearest model there.
+
+The window is the advertised one; what is shown is never more than the engine behind it holds.
+"""
+
+
+def build(settings: config.Settings) -> Catalogue:
+    """The catalogue of these settings.
+
+    A configuration that names engines, none of them `local`, serves only what it configures: it must not load an embedded
+    model behind names that nobody asked for.
+    """
+    models = {model.name: model for model in DEFAULT}
+    for name, changed in settings.models.items():
+        if changed.kind == "language":
+            models[name] = _changed(models.get(name), name, changed)
+    if settings.engines and LOCAL not in settings.engines:
+        models = {name: model for name, model in models.items() if model.engine != LOCAL or name in settings.models}
+    return Catalogue.of(models.values())
+
+
+def _changed(base: Model | None, name: str, changed: config.Model) -> Model:
+    engine = changed.engine or (base.engine if base else LOCAL)
+    if base is None:
+        base = Model(name, engine, name, input=("text", "image"), price=FREE)
+    return Model(
+        name=name,
+        engine=engine,
+        upstream=changed.upstream or base.upstream,
+        aliases=base.aliases if changed.aliases is None else changed.aliases,
+        context=changed.context or base.context,
+        input=base.input if changed.input is None else changed.input,
+        reasoning=base.reasoning if changed.reasoning is None else changed.reasoning,
+        fallback=base.fallback if changed.fallback is None else changed.fallback,
+        price=base.price if changed.price is None else _price(changed.price),
+        created=base.created,
+        owned_by=base.owned_by if base.created else "jubal",
+        deprecated=base.deprecated,
+        description=base.description,
+    )
+
+
+def _price(price: config.ModelPrice) -> Price:
+    return Price.from_usd_per_million(price.input, price.cached_input, price.output)

@@ -1,0 +1,152 @@
+"""What the command groups share: settings, the store, output, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+
+import typer
+
+from jubal import config
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jubal.accounts.store import Store
+
+FIRST_KEY: Final = "first-key"
+"""The file in the home folder that holds the key made at the very first start."""
+ANY_HOST: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+"""Addresses to listen on, and where they are reached from this machine."""
+WIDE_COLUMNS: Final = 140
+"""Terminals from this width on show tables with whole ids on one line."""
+LINE_CHARS_MAX: Final = 10_000
+LOOPBACK: Final = frozenset({"localhost", "::1"})
+
+ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Configuration file. Default: $JUBAL_CONFIG, else no file.", show_default=False
+    ),
+]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class CommandError(Exception):
+    """The command can't do it. The message is one line and says how to mend it. Exit code 1."""
+
+
+def complain(message: str, *, code: int = 1) -> typer.Exit:
+    """Prints one line on stderr, and returns the exit to raise."""
+    print(f"jubal: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return typer.Exit(code)
+
+
+# ------------------------------------------------------------------------------------------------- settings and store
+
+
+def make_home(settings: config.Settings) -> None:
+    """The home folder, closed to others where it is made here. One that exists stays as its owner wants it."""
+    if not settings.home.is_dir():
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def open_store(settings: config.Settings) -> Iterator[Store]:
+    """Raises `StoreUnavailable`."""
+    from jubal.accounts.store import Store
+    from jubal.cli.logs import configure
+
+    configure("warning")
+    make_home(settings)
+    with Store.open(settings.store_url) as store:
+        yield store
+
+
+def first_key(settings: config.Settings) -> str | None:
+    """The secret in the first-key file, or None where there is none that can be read."""
+    try:
+        return (settings.home / FIRST_KEY).read_text("utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def base_url(host: str, port: int) -> str:
+    """Where a server that listens on `host` is reached from this machine, up to and with /v1."""
+    host = ANY_HOST.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def is_loopback(host: str) -> bool:
+    return host in LOOPBACK or host.startswith("127.")
+
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+def print_json(value: object) -> None:
+    """An object on one line; a list with one element a line, so that line tools can work with it."""
+    if isinstance(value, list):
+        lines = ",\n".join(json.dumps(one) for one in value)
+        print(f"[\n{lines}\n]" if value else "[]")
+    else:
+        print(json.dumps(value))
+
+
+def table(*headings: str, right: Iterable[str] = ()) -> Table:
+    """An empty table; columns named in `right` are aligned to the right."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    rights = set(right)
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in rights else "left")
+    return made
+
+
+def print_table(made: Table, rows: Sequence[Sequence[str]]) -> None:
+    """Prints each row on one line whatever its length: cells folded to a narrow window can't be read or copied."""
+    from rich.console import Console
+    from rich.text import Text
+
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))  # names come from users: no markup
+    Console(width=LINE_CHARS_MAX).print(made)
+
+
+def short(ident: str) -> str:
+    """An id as a table shows it: on a narrow terminal its beginning, which every command takes as well."""
+    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE_COLUMNS
+    return ident[:8] if narrow else ident
+
+
+def when(us: int | None) -> str:
+    """Microseconds since 1970 as local time."""
+    return "" if us is None else datetime.fromtimestamp(us / 1e6).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Without control characters, which a terminal would obey; line ends and tabs stay."""
+    return "".join(char for char in text if char in "\n\t" or (char >= " " and not "\x7f" <= char <= "\x9f"))
+
+
+def drop_stdout() -> None:
+    """Nobody reads our output any more: what is still to be printed goes nowhere, without errors."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write(text: str) -> None:
+    """To stdout at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,319 @@
+"""`jubal serve`: from settings to a running server, and what a user sees on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+import typer
+
+from jubal import config
+from jubal.cli.common import (
+    FIRST_KEY,
+    CommandError,
+    ConfigOption,
+    base_url,
+    drop_stdout,
+    first_key,
+    is_loopback,
+    make_home,
+    print_table,
+    printable,
+    table,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from jubal.accounts.store import Store
+    from jubal.app import Jubal
+
+FIRST_KEY_NAME: Final = "first"
+CURL_TOKENS_MAX: Final = 200
+"""Bounds the example's answer: the embedded model can go on for long."""
+
+
+class LogLevel(StrEnum):
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def serve(
+    config_file: ConfigOption = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one. Default: 8000.", show_default=False),
+    ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option("--grpc-port", min=0, max=65535, help="Port for gRPC. Default: 50051.", show_default=False),
+    ] = None,
+    log_level: Annotated[
+        LogLevel, typer.Option("--log-level", help="What to log on standard error.")
+    ] = LogLevel.warning,
+) -> None:
+    """Serve the API until Ctrl-C or SIGTERM.
+
+    The first start fetches the model file and makes an API key.
+    """
+    began_s = time.monotonic()
+    settings = _settings(config_file, host, port, grpc_port)
+    _check_workers(settings)
+    make_home(settings)
+    listener = _bind(settings.server)
+    with listener:
+        from jubal import app
+        from jubal.accounts.store import Store
+        from jubal.cli import logs
+
+        logs.configure(log_level.value)
+        logs.configure_libraries()
+        with Store.open(settings.store_url) as store:
+            jubal = app.build(settings, store=store)
+            began_s += _fetch_models(settings)
+            key = _make_first_key(store, settings)
+            _run(jubal, listener, key, began_s)
+
+
+def _settings(config_file: Path | None, host: str | None, port: int | None, grpc_port: int | None) -> config.Settings:
+    """The settings, with the flags that were given in place of the file's. Raises `ConfigError`."""
+    settings = config.load(config_file)
+    flags = {"host": host, "port": port, "grpc_port": grpc_port}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
+
+
+def _check_workers(settings: config.Settings) -> None:
+    """The one place that knows how many processes a server may have. Raises `ConfigError`."""
+    if settings.server.workers > 1:
+        raise config.ConfigError(
+            f"{settings.file}: server.workers: this release runs one worker, expected 1, got {settings.server.workers}."
+        )
+
+
+def _bind(server: config.Server) -> socket.socket:
+    """Raises `CommandError` for an address that can't be had."""
+    from jubal import app
+
+    try:
+        return app.bind(server.host, server.port)
+    except PermissionError:
+        raise CommandError(
+            f"port {server.port} needs more rights than this user has: use --port with 1024 or more."
+        ) from None
+    except socket.gaierror as error:
+        raise CommandError(f"{server.host}: {error.strerror}. --host takes an address of this machine.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"port {server.port} is already in use on {server.host}: a Jubal may be running there already. "
+                "Take another with --port; --port 0 takes any that is free."
+            ) from None
+        raise CommandError(f"can't listen on {server.host} port {server.port}: {error.strerror}.") from None
+
+
+def _fetch_models(settings: config.Settings) -> float:
+    """Fetches the weights that are missing; returns how many seconds that took."""
+    from jubal.cli import fetching
+
+    wanted = fetching.llama_models(settings)
+    if not wanted:
+        return 0.0
+    from jubal.engines import weights
+
+    began_s = time.monotonic()
+    for engine, model in wanted.items():
+        if weights.resolve(settings.models_home, model) is not None:
+            continue
+        if not fetching.can_be_fetched(model):
+            raise CommandError(f"there is no model file `{model}`: {fetching.not_there(engine)}.")
+        fetching.fetch(settings.models_home, model)
+    return time.monotonic() - began_s
+
+
+# ------------------------------------------------------------------------------------------------------ the first key
+
+
+def _make_first_key(store: Store, settings: config.Settings) -> str | None:
+    """Makes the first API key of a store that has none, puts it into its file and returns it; None where there are keys."""
+    file = settings.home / FIRST_KEY
+
+    def make(conn: Connection) -> str | None:
+        from jubal.accounts import keys, teams
+
+        if keys.listing(conn, limit=1):
+            return None
+        team = teams.default(conn)
+        _, secret = keys.create(conn, team_id=team.id, name=FIRST_KEY_NAME, now_us=time.time_ns() // 1000)
+        # Before the commit: a crash in between leaves a file that the next start replaces, never a key that nobody has.
+        _write_secret(file, secret)
+        return secret
+
+    return store.transact(make)
+
+
+def _write_secret(file: Path, secret: str) -> None:
+    """A file that only its owner can read from the moment it is there. One of an earlier store is kept under another name."""
+    fresh = file.with_name(f"{file.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+        out.write(f"{secret}\n")
+        out.flush()
+        os.fsync(out.fileno())
+    if file.exists():
+        file.replace(file.with_name(f"{file.name}.old"))
+    fresh.replace(file)
+
+
+# -------------------------------------------------------------------------------------------------------- the server
+
+
+def _run(jubal: Jubal, listener: socket.socket, new_key: str | None, began_s: float) -> None:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(jubal, listener, new_key, began_s))
+    with _whoever_reads():
+        print("Stopped.", flush=True)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed: everywhere but on Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(jubal: Jubal, listener: socket.socket, new_key: str | None, began_s: float) -> None:
+    from jubal import app
+
+    kept = None if new_key else await _kept_key(jubal)
+    shown = _Shown(jubal, listener.getsockname()[1], new_key, kept, began_s)
+    await app.serve(jubal, listener, on_ready=shown.ready)
+
+
+async def _kept_key(jubal: Jubal) -> str | None:
+    """The secret in the first-key file, if it still opens this server."""
+    from jubal.core.errors import JubalError
+
+    secret = first_key(jubal.settings)
+    if secret is None:
+        return None
+    try:
+        await jubal.pipeline.identify(f"Bearer {secret}")
+    except JubalError:
+        return None
+    return secret
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a start prints. new_key: made by this start; kept_key: in its file since an earlier one. port: the real one."""
+
+    jubal: Jubal
+    port: int
+    new_key: str | None
+    kept_key: str | None
+    began_s: float
+
+    def ready(self) -> None:
+        """Called once, when requests are taken and every engine is ready or has failed."""
+        with _whoever_reads():
+            self._print()
+
+    def _print(self) -> None:
+        server = self.jubal.settings.server
+        failed = self._failed()
+        url = base_url(server.host, self.port)
+        print(f"\nJubal serves {url}\n", flush=True)
+        self._models()
+        print(f"\n{self._key()}\n")
+        if model := self._model_that_answers():
+            print(f"Try it:\n\n{self._curl(url, model)}\n")
+        if not is_loopback(server.host):
+            print(
+                f"{server.host} can be reached from other machines, and there is no TLS: keys travel in clear. "
+                "Put a TLS proxy in front."
+            )
+        for line in failed:
+            _print_red(line)
+        if not failed:
+            print(f"Jubal is ready in {time.monotonic() - self.began_s:.1f} s. Ctrl-C stops it.")
+        sys.stdout.flush()
+
+    def _failed(self) -> list[str]:
+        found = []
+        for name, served in self.jubal.served.items():
+            status = served.engine.status()
+            if status.state != "ready":
+                found.append(f"The engine {name} is not ready: {printable(status.reason or status.state)}")
+        return found
+
+    def _models(self) -> None:
+        from jubal.wire.openai_models import real_context
+
+        rows = []
+        for model in self.jubal.pipeline.catalogue:
+            weights = self.jubal.pipeline.weights(model)
+            context = real_context(model, weights)
+            rows.append((model.name, model.engine, weights.name, "" if context is None else f"{context:,}"))
+        print_table(table("model", "engine", "weights", "context", right=("context",)), rows)
+
+    def _key(self) -> str:
+        file = self.jubal.settings.home / FIRST_KEY
+        if self.new_key is not None:
+            return f"API key: {self.new_key}\n(shown only now; you alone can read it in {shlex.quote(str(file))})"
+        if self.kept_key is not None:
+            return f"API key: in {shlex.quote(str(file))}"
+        return "API key: one that `jubal keys list` shows, put into $XAI_API_KEY. `jubal keys create --name NAME` makes another."
+
+    def _model_that_answers(self) -> str | None:
+        served = self.jubal.served
+        ready = (m.name for m in self.jubal.pipeline.catalogue if served[m.engine].engine.status().state == "ready")
+        return next(ready, None)
+
+    def _curl(self, url: str, model: str) -> str:
+        """Works when pasted into a shell, whatever the path of the home folder."""
+        file = shlex.quote(str(self.jubal.settings.home / FIRST_KEY))
+        key = self.new_key or (f"$(cat {file})" if self.kept_key is not None else "$XAI_API_KEY")
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": CURL_TOKENS_MAX,
+        }
+        return (
+            f'curl -sS {shlex.quote(f"{url}/chat/completions")} -H "Authorization: Bearer {key}" '
+            f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+        )
+
+
+@contextmanager
+def _whoever_reads() -> Iterator[None]:
+    """A reader of our output that left, as in `jubal serve | head`, is no reason to stop serving."""
+    try:
+        yield
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def _print_red(line: str) -> None:
+    red, plain = ("\x1b[31m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+    print(f"{red}{line}{plain}")

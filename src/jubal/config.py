@@ -1,0 +1,295 @@
+"""Settings: read once from a TOML file and the environment, frozen, passed as arguments.
+
+Others script against these names (docs/reference/configuration.md lists them all, and a test compares).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(ge=0)]
+Usd = Annotated[float, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class ConfigError(Exception):
+    """The configuration can't be used. The message names the file, the key and what was expected."""
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A TOML table: unknown keys are an error."""
+
+
+class Server(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[server]. body_limit_mb: largest request body. drain_s: how long open requests may go on after SIGTERM."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    grpc_port: Port = 50051
+    workers: Positive = 1
+    body_limit_mb: Annotated[float, Meta(gt=0)] = 64
+    drain_s: Seconds = 30
+
+
+class Store(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[store]. url: sqlite:///file or postgresql://…; None: a SQLite file in the home folder."""
+
+    url: str | None = None
+
+
+class Limits(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[limits]. url: memory:// or redis://…"""
+
+    url: str = "memory://"
+
+
+class Engine(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[engines.NAME]. Which keys apply depends on `kind`; a key of another kind is an error.
+
+    llama: model (a known name or a path to a GGUF file), context (tokens per slot; None: the model's own, at most 8,192),
+    slots (requests at a time), threads (None: as many as there are cores), gpu_layers.
+    openai: base_url, api_key or api_key_env, timeout_s, retries. xai: api_key_env. echo: answers with the prompt.
+    max_concurrency: requests at a time (None: the slots of a llama engine, no limit otherwise). max_queued: requests that
+    may wait for their turn before new ones are refused with 498.
+    """
+
+    kind: Literal["llama", "openai", "xai", "echo"]
+    model: str | None = None
+    context: Positive | None = None
+    slots: Positive | None = None
+    threads: Positive | None = None
+    gpu_layers: Annotated[int, Meta(ge=-1)] | None = None
+    base_url: str | None = None
+    api_key: str | None = None
+    api_key_env: str | None = None
+    timeout_s: Annotated[float, Meta(gt=0)] = 600
+    retries: Annotated[int, Meta(ge=0, le=10)] = 3
+    max_concurrency: Positive | None = None
+    max_queued: Annotated[int, Meta(ge=0)] = 256
+
+    def __repr__(self) -> str:
+        """Without the api key: settings get printed and logged."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "api_key"}
+        return f"Engine({', '.join(f'{name}={value!r}' for name, value in shown.items() if value is not None)})"
+
+
+class ModelPrice(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """USD per million tokens."""
+
+    input: Usd = 0
+    cached_input: Usd = 0
+    output: Usd = 0
+
+
+class Model(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[models."NAME"]. A name of the default catalogue is changed key by key; any other is added."""
+
+    engine: str | None = None
+    upstream: str | None = None
+    aliases: tuple[str, ...] | None = None
+    context: Positive | None = None
+    input: tuple[Literal["text", "image"], ...] | None = None
+    reasoning: bool | None = None
+    fallback: tuple[str, ...] | None = None
+    price: ModelPrice | None = None
+    kind: Literal["language", "embedding"] = "language"
+
+
+class WebSearch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[tools.web_search]"""
+
+    provider: Literal["auto", "local", "ddgs", "searxng", "brave", "tavily"] = "auto"
+    base_url: str | None = None
+    api_key_env: str | None = None
+    allow_private_hosts: tuple[str, ...] = ()
+
+
+class XSearch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[tools.x_search]"""
+
+    provider: Literal["archive", "x-api"] = "archive"
+    path: str | None = None
+
+
+class CodeExecution(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[tools.code_execution]"""
+
+    enabled: bool = True
+    timeout_s: Annotated[float, Meta(gt=0)] = 60
+    memory_mb: Positive = 512
+
+
+class Tools(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    web_search: WebSearch = WebSearch()
+    x_search: XSearch = XSearch()
+    code_execution: CodeExecution = CodeExecution()
+
+
+class Tier(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[tiers.NAME]. None: no limit."""
+
+    monthly_credit_usd: Usd | None = None
+    rpm: Positive | None = None
+    tpm: Positive | None = None
+
+
+class Settings(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole configuration. `home` holds the state and comes from the environment, not from the file."""
+
+    home: Path
+    file: Path | None = None
+    server: Server = Server()
+    store: Store = Store()
+    limits: Limits = Limits()
+    engines: dict[str, Engine] = {}
+    models: dict[str, Model] = {}
+    tools: Tools = Tools()
+    tiers: dict[str, Tier] = {}
+
+    @property
+    def store_url(self) -> str:
+        return self.store.url or f"sqlite:///{self.home / 'jubal.db'}"
+
+    @property
+    def models_home(self) -> Path:
+        return self.home / "models"
+
+
+class _File(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a configuration file may hold."""
+
+    server: Server = Server()
+    store: Store = Store()
+    limits: Limits = Limits()
+    engines: dict[str, Engine] = {}
+    models: dict[str, Model] = {}
+    tools: Tools = Tools()
+    tiers: dict[str, Tier] = {}
+
+
+ENGINE_KEYS: dict[str, frozenset[str]] = {
+    "llama": frozenset({"model", "context", "slots", "threads", "gpu_layers", "timeout_s"}),
+    "openai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries", "context"}),
+    "xai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries"}),
+    "echo": frozenset(),
+}
+_EVERY_ENGINE = frozenset({"kind", "max_concurrency", "max_queued"})
+
+
+def home_of(environ: dict[str, str] | os._Environ[str]) -> Path:
+    """$JUBAL_HOME, or the platform's user data folder."""
+    if chosen := environ.get("JUBAL_HOME"):
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_data_path  # most processes are told their home; this import is not free
+
+    return user_data_path("jubal")
+
+
+def load(
+    path: str | os.PathLike[str] | None = None, environ: dict[str, str] | os._Environ[str] = os.environ
+) -> Settings:
+    """Settings from `path`, else from $JUBAL_CONFIG, else the defaults.
+
+    Raises `ConfigError` naming file, key and what was expected.
+    """
+    home = home_of(environ)
+    chosen = path or environ.get("JUBAL_CONFIG")
+    if not chosen:
+        return Settings(home=home)
+    file = Path(chosen).expanduser()
+    parsed = _read(file)
+    settings = Settings(home=home, file=file, **{name: getattr(parsed, name) for name in parsed.__struct_fields__})
+    _check_engines(settings, file)
+    return settings
+
+
+def _read(file: Path) -> _File:
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: there is no such file. Name another with --config or $JUBAL_CONFIG.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: can't be read: {error}") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    try:
+        return msgspec.convert(tree, _File)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{file}: {_say(str(error), tree)}") from error
+
+
+def _say(complaint: str, tree: dict[str, Any]) -> str:
+    """msgspec's «Expected `int`, got `str` - at `$.server.port`» as «server.port: expected `int`, got `str`»."""
+    what, _, where = complaint.partition(" - at `$")
+    key = _resolve(where.rstrip("`").removeprefix("."), tree)
+    if what.startswith("Object contains unknown field"):
+        field = what.split("`")[1]
+        return f"{key + '.' if key else ''}{field}: unknown key. {_known(key)}"
+    return f"{key or 'top level'}: {what[0].lower()}{what[1:]}"
+
+
+def _resolve(where: str, tree: dict[str, Any]) -> str:
+    """Puts the real table name in the place of msgspec's `[...]`: the only one, or the reader is told the family."""
+    if "[...]" not in where:
+        return where
+    family = where.split("[...]")[0]
+    names = list(tree.get(family, {}))
+    return where.replace("[...]", f".{names[0]}" if len(names) == 1 else ".NAME", 1)
+
+
+def _known(key: str) -> str:
+    table: Any = {
+        "": _File, "server": Server, "store": Store, "limits": Limits, "tools": Tools,
+        "tools.web_search": WebSearch, "tools.x_search": XSearch, "tools.code_execution": CodeExecution,
+    }.get(key)  # fmt: skip
+    if table is None:
+        table = {"engines": Engine, "models": Model, "tiers": Tier}.get(key.split(".")[0])
+    if key.endswith(".price"):
+        table = ModelPrice
+    return f"Known keys: {', '.join(table.__struct_fields__)}." if table else ""
+
+
+def _check_engines(settings: Settings, file: Path) -> None:
+    """What the types can't say: keys of another kind, missing addresses, names that point nowhere."""
+    for name, engine in settings.engines.items():
+        where = f"{file}: engines.{name}"
+        known = ENGINE_KEYS[engine.kind] | _EVERY_ENGINE
+        defaults = Engine(kind=engine.kind)
+        for key in engine.__struct_fields__:
+            if key not in known and getattr(engine, key) != getattr(defaults, key):
+                raise ConfigError(
+                    f"{where}.{key}: not a key of kind `{engine.kind}`. Known keys: {', '.join(sorted(known))}."
+                )
+        if engine.kind == "openai" and not engine.base_url:
+            raise ConfigError(
+                f"{where}.base_url: expected the address of an OpenAI-compatible server, such as http://127.0.0.1:8001/v1"
+            )
+        if engine.base_url and not engine.base_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"{where}.base_url: expected an address that begins with http:// or https://, got `{engine.base_url}`"
+            )
+    engines = set(settings.engines) | {"local"}
+    for name, model in settings.models.items():
+        for key, targets in (("engine", (model.engine,)), ("fallback", model.fallback or ())):
+            for target in targets:
+                if target is not None and target not in engines:
+                    raise ConfigError(
+                        f'{file}: models."{name}".{key}: expected the name of an engine, got `{target}`. '
+                        f"Engines: {', '.join(sorted(engines))}."
+                    )
+    url = settings.store.url
+    if url is not None and not url.startswith(("sqlite:///", "postgresql://")):
+        raise ConfigError(f"{file}: store.url: expected sqlite:///FILE or postgresql://…, got `{url.split(':')[0]}:…`")
+    if not settings.limits.url.startswith(("memory://", "redis://", "rediss://")):
+        raise ConfigError(
+            f"{file}: limits.url: expected memory:// or redis://…, got `{settings.limits.url.split(':')[0]}:…`"
+        )

@@ -1,0 +1,155 @@
+"""What is asked: one request for text, in no dialect's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image by its URL: https, or a data URL with base64. detail: how closely to look."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+Part: TypeAlias = TextPart | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class PastCall:
+    """A function call that an assistant message of the history made. arguments: JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of the conversation. Roles come in any order (seed: "Flexible Roles").
+
+    tool_call_id: for role tool, which call this answers; None pairs results with calls in order.
+    reasoning: for role assistant, the thinking that went with it, if the caller sends it back.
+    """
+
+    role: Role
+    parts: tuple[Part, ...]
+    name: str | None = None
+    calls: tuple[PastCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All text parts, joined by nothing."""
+        if len(self.parts) == 1 and isinstance(self.parts[0], TextPart):
+            return self.parts[0].text
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def has_image(self) -> bool:
+        return any(isinstance(part, ImagePart) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionTool:
+    """A function that the caller runs. parameters: a JSON Schema as JSON text, its root an object; None: no parameters.
+
+    strict is the caller's wish that arguments follow the schema to the letter; Jubal always tries (xai-api.md 10.1).
+    """
+
+    name: str
+    description: str = ""
+    parameters: str | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTool:
+    """The model must call this function."""
+
+    name: str
+
+
+ToolChoice: TypeAlias = Literal["auto", "none", "required"] | NamedTool
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What may be called, and what must be. parallel: more than one call in an answer is allowed."""
+
+    functions: tuple[FunctionTool, ...] = ()
+    choice: ToolChoice = "auto"
+    parallel: bool = True
+
+    @property
+    def wanted(self) -> bool:
+        """The model should know of the functions."""
+        return bool(self.functions) and self.choice != "none"
+
+
+NO_TOOLS = Tools()
+
+
+@dataclass(frozen=True, slots=True)
+class JsonOutput:
+    """The answer must be a JSON object; schema: that follows this JSON Schema, as JSON text. name: the caller's for it."""
+
+    schema: str | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens. None: the engine's own default.
+
+    temperature 0..2; top_p (0, 1]; penalties -2..2; seed: any 64-bit integer, for repeatable answers where the engine can;
+    stop: up to four strings, none empty, that end the answer and are not part of it.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """tokens_max: visible tokens of each choice; None: as far as the window goes. turns_max: rounds of the tool loop."""
+
+    tokens_max: int | None = None
+    turns_max: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One request. `model` is the name the engine must use: serving/ resolves what the caller wrote.
+
+    choices: how many independent answers, 1..128.
+    live: somebody reads the pieces as they are made. False: only the whole counts, and an engine may fetch it in one go.
+    user: the caller's opaque id of its end user.
+    cache_key: requests with the same key share a prompt prefix (xai-api.md 22), a hint for placement.
+    output: None for text.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    bounds: Bounds = field(default_factory=Bounds)
+    choices: int = 1
+    live: bool = True
+    user: str | None = None
+    cache_key: str | None = None
+    tools: Tools = NO_TOOLS
+    output: JsonOutput | None = None

@@ -1,0 +1,67 @@
+"""What an answer has used so far, as exactly as its events tell."""
+
+from __future__ import annotations
+
+from jubal.core.events import EngineEvent, Event, Finished, ReasoningDelta, TextDelta, ToolCall, TurnEnded, UsageSoFar
+from jubal.core.generation import Generation, ImagePart
+from jubal.core.usage import Usage
+
+CHARACTERS_PER_TOKEN = 4
+TOKENS_PER_MESSAGE = 4
+TOKENS_PER_IMAGE = 256
+
+
+def estimate_prompt(generation: Generation) -> int:
+    """Prompt tokens of `generation` without a tokenizer: a quarter of its characters and a few for each message.
+
+    Good enough for rate limits and for an answer that was cut before its engine reported; never used where the engine does.
+    """
+    characters = images = 0
+    for message in generation.messages:
+        for part in message.parts:
+            if isinstance(part, ImagePart):
+                images += 1
+            else:
+                characters += len(part.text)
+        for call in message.calls:
+            characters += len(call.name) + len(call.arguments)
+    return (
+        -(-characters // CHARACTERS_PER_TOKEN)
+        + TOKENS_PER_MESSAGE * len(generation.messages)
+        + TOKENS_PER_IMAGE * images
+    )
+
+
+class Tally:
+    """Feeds on the events of one turn or one answer.
+
+    One delta counts as one token until the engine tells: engines send a frame per token.
+    """
+
+    __slots__ = ("_deltas", "_known", "_thoughts", "exact")
+
+    def __init__(self) -> None:
+        self._known: Usage | None = None
+        self._deltas = 0
+        self._thoughts = 0
+        self.exact = False
+
+    def see(self, event: Event | EngineEvent) -> None:
+        kind = type(event)
+        if kind is TextDelta or kind is ToolCall:
+            self._deltas += 1
+        elif kind is ReasoningDelta:
+            self._thoughts += 1
+        elif isinstance(event, UsageSoFar | Finished | TurnEnded) and event.usage is not None:
+            self._known = event.usage
+            self._deltas = self._thoughts = 0
+            self.exact = isinstance(event, TurnEnded) or (isinstance(event, Finished) and not event.estimated)
+
+    def usage(self, generation: Generation) -> Usage:
+        """The best knowledge; `exact` tells whether it is the engine's own final count."""
+        known = self._known
+        if known is None:
+            return Usage(estimate_prompt(generation), self._deltas, None, self._thoughts)
+        if self._deltas or self._thoughts:
+            return known + Usage(0, self._deltas, None, self._thoughts)
+        return known

@@ -1,0 +1,63 @@
+"""An engine without a model: it says the last message back, word by word. For tests, demos and measuring everything else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+
+from jubal.core.events import EngineEvent, FinishReason, TextDelta, TurnEnded
+from jubal.core.generation import Generation
+from jubal.core.usage import Usage
+from jubal.engines.base import EngineStatus, Weights
+
+_WORDS = re.compile(r"\s*\S+\s*$|\s*\S+|\s+")
+
+
+class EchoEngine:
+    """One word is one token, whatever it looks like."""
+
+    kind = "echo"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._started = False
+
+    async def start(self) -> None:
+        self._started = True
+
+    async def ready(self) -> None:
+        """At once."""
+
+    async def close(self) -> None:
+        self._started = False
+
+    def status(self) -> EngineStatus:
+        return EngineStatus("ready" if self._started else "stopped")
+
+    def weights(self, model: str) -> Weights:
+        return Weights("echo", "fp_ec40ec40ec", 1_000_000)
+
+    async def count_tokens(self, model: str, text: str) -> int:
+        return len(_words(text))
+
+    async def stream(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
+        said, cut = _until_stop(turn.messages[-1].text, turn.sampling.stop)
+        words = _words(said)
+        bound = turn.bounds.tokens_max
+        reason: FinishReason = "length" if bound is not None and len(words) > bound and not cut else "stop"
+        words = words[:bound]
+        for choice in range(turn.choices):
+            for word in words:
+                yield TextDelta(word, choice)
+        prompt = sum(len(_words(message.text)) for message in turn.messages)
+        yield TurnEnded((reason,) * turn.choices, Usage(prompt, len(words) * turn.choices, 0))
+
+
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(text)
+
+
+def _until_stop(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+    """`text` before the first stop string, and whether there was one."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)

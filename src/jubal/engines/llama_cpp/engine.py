@@ -1,0 +1,370 @@
+"""The embedded engine: llama.cpp in a child process, over its HTTP API on a private socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from jubal.core.errors import BadRequest, EngineBroken, EngineTimeout, EngineUnavailable
+from jubal.core.events import EngineEvent, UsageSoFar
+from jubal.core.generation import NO_TOOLS, Generation
+from jubal.engines import weights
+from jubal.engines.base import EngineStatus, Weights
+from jubal.engines.llama_cpp.child import ServerArgs
+from jubal.engines.llama_cpp.choices import merge_choices
+from jubal.engines.llama_cpp.launch import ChildEffects, SocketFolder
+from jubal.engines.llama_cpp.messages import prepared, single
+from jubal.engines.llama_cpp.process import Heard, Process
+from jubal.engines.llama_cpp.scheduler import Policy
+from jubal.engines.openai_compat import chat_body, stream_chat
+from jubal.engines.prompted import stream_prompted
+
+SLOTS: Final = 4
+"""Requests at a time. Measured with SmolLM2 on 2 cores: 150 tokens/s in one stream, 200 in four together; each slot of 8,192
+tokens costs 180 MB, so that four make 0.87 GB of memory in all, and two 0.5."""
+CONTEXT_MAX: Final = 8192
+"""The window of a slot where none is configured: memory for it is taken at once, and many models are trained for 16 times that."""
+CACHE_MIB: Final = 128
+"""Memory for prompts whose slot went to another conversation; llama.cpp's own default of 8 GiB is not for a laptop."""
+BATCH_CPU: Final = 128
+BATCH_GPU: Final = 512
+"""Prompt tokens computed at a time. Nothing else happens meanwhile: no other stream gets a token, no cancel is seen. On a CPU
+the small batch costs a tenth of the prompt speed (334 tokens/s against 377) and keeps those pauses at a third of a second."""
+LIFE_NEWS_S: Final = 1.0
+TOKENIZE_TIMEOUT_S: Final = 30.0
+URL: Final = "http://llama"
+"""The host means nothing on a UNIX socket."""
+
+
+class _TemplateAbilities(msgspec.Struct):
+    supports_tools: bool = False
+    supports_tool_calls: bool = False
+
+
+class _Defaults(msgspec.Struct):
+    n_ctx: int = 0
+
+
+class _Props(msgspec.Struct):
+    """What is read of llama.cpp's /props."""
+
+    chat_template_caps: _TemplateAbilities = msgspec.field(default_factory=_TemplateAbilities)
+    default_generation_settings: _Defaults = msgspec.field(default_factory=_Defaults)
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[msgspec.Raw]
+
+
+class LlamaEngine:
+    """A GGUF model on this machine.
+
+    model: a known name, the name of a file in models_home, or a path. context: tokens of each slot; None: the model's own, at
+    most 8,192. slots: requests at a time; more wait here. threads: None: one for each physical core. gpu_layers: None: as many
+    as fit. timeout_s: longest wait for the model to be ready, and longest silence while it answers.
+    heard: told of every change of the child's state. extra: further fields for every request to llama.cpp. command: makes
+    the argv of the child.
+    """
+
+    kind = "llama"
+
+    def __init__(
+        self,
+        name: str,
+        models_home: Path,
+        model: str,
+        *,
+        context: int | None = None,
+        slots: int | None = None,
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        timeout_s: float = 600,
+        policy: Policy | None = None,
+        heard: Heard = lambda state, reason: None,
+        extra: Mapping[str, object] | None = None,
+        command: Callable[[ServerArgs], Sequence[str]] | None = None,
+    ) -> None:
+        self.name = name
+        self.slots = slots or SLOTS
+        self._models_home = models_home
+        self._model = model
+        self._asked_context = context
+        self._threads = threads
+        self._gpu_layers = -1 if gpu_layers is None else gpu_layers
+        self._timeout_s = timeout_s
+        self._policy = policy or Policy()
+        self._heard = heard
+        # return_progress is what makes llama.cpp see a closed connection while it reads a prompt: without it such a request
+        # runs to its end. timings_per_token tells the prompt's tokens with the first piece, for an answer that is cut.
+        self._extra = {"cache_prompt": True, "return_progress": True, "timings_per_token": True, **(extra or {})}
+        self._command = command or child_argv
+        self._places = asyncio.Semaphore(
+            self.slots
+        )  # a turn that waits here is cancelled at once, one in llama.cpp is not
+        self._identity = Identity(model, context)
+        self._template_tools = self._identity.profile.template_tools or False
+        self._learned_of = 0
+        self._process: Process | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._folder: SocketFolder | None = None
+
+    # Coming and going
+
+    async def start(self) -> None:
+        if self._process is not None:
+            return
+        self._folder = SocketFolder()
+        self._session = aiohttp.ClientSession(
+            # No connection is used twice: llama.cpp gives each one a thread of a small pool for as long as it is open.
+            connector=aiohttp.UnixConnector(path=str(self._folder.socket), limit=0, force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        )
+        effects = ChildEffects(self._folder, self._session, self._argv, self._problem)
+        self._process = Process(effects, self._policy, self._heard)
+        self._process.start()
+
+    async def ready(self) -> None:
+        await self._ready(None)
+
+    async def close(self) -> None:
+        process, self._process = self._process, None
+        session, self._session = self._session, None
+        self._identity.stop()
+        if process is not None:
+            await process.close()
+        if session is not None:
+            await session.close()
+
+    def status(self) -> EngineStatus:
+        if self._process is None:
+            return EngineStatus("stopped")
+        match self._process.state:
+            case "ready" if self._identity.known:
+                return EngineStatus("ready")
+            case "ready" | "starting":
+                return EngineStatus("starting", self._process.reason or "The model is loading.")
+            case "stopping" | "stopped":
+                return EngineStatus("stopped")
+            case "failed":
+                return EngineStatus("failed", self._process.reason)
+
+    def weights(self, model: str) -> Weights:
+        """Before the first start of an unknown file the fingerprint is one of its name only, and the context a guess."""
+        return Weights(self._identity.file_name, self._identity.fingerprint, self._identity.context)
+
+    def _problem(self) -> str | None:
+        if weights.resolve(self._models_home, self._model) is not None:
+            return None
+        return (
+            f"There is no model file for `{self._model}` in {self._models_home}. Run: jubal models pull {self._model}"
+        )
+
+    async def _argv(self) -> Sequence[str]:
+        path = weights.resolve(self._models_home, self._model)
+        if path is None:
+            raise FileNotFoundError(f"the file of `{self._model}` is gone")
+        assert self._folder is not None
+        await self._identity.read(path)
+        return self._command(
+            ServerArgs(
+                parent=os.getpid(),
+                model=str(path),
+                socket=str(self._folder.socket),
+                context=self._identity.context,
+                slots=self.slots,
+                threads=self._threads or threads_allowed(),
+                gpu_layers=self._gpu_layers,
+                batch=BATCH_CPU if self._gpu_layers == 0 or sys.platform != "darwin" else BATCH_GPU,
+                cache_mib=CACHE_MIB,
+            )
+        )
+
+    async def _ready(self, timeout_s: float | None) -> tuple[aiohttp.ClientSession, Process, int]:
+        """Waits until everything is there, and returns it with the number of the child's life."""
+        process, session = self._process, self._session
+        if process is None or session is None:
+            raise EngineUnavailable(f"The engine `{self.name}` is not started.")
+        life = await process.ready(timeout_s)
+        if life != self._learned_of:
+            await self._learn(session)
+            self._learned_of = life
+        await self._identity.wait()
+        return session, process, life
+
+    async def _learn(self, session: aiohttp.ClientSession) -> None:
+        """What the child itself says of its model. What it does not say stays as assumed."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
+            timeout = aiohttp.ClientTimeout(total=self._policy.probe_timeout_s)
+            async with session.get(f"{URL}/props", timeout=timeout) as response:
+                props = msgspec.json.decode(await response.read(), type=_Props)
+            told = props.chat_template_caps
+            if self._identity.profile.template_tools is None:
+                self._template_tools = told.supports_tools and told.supports_tool_calls
+            self._identity.bound(props.default_generation_settings.n_ctx)
+
+    # Answering
+
+    async def stream(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
+        if any(message.has_image for message in turn.messages):
+            raise BadRequest(
+                f"The model behind `{turn.model}` ({self._identity.file_name}) reads text only; the request holds an image.",
+                param="messages",
+                code="unsupported_input",
+            )
+        await self._ready(self._timeout_s)
+        turn = prepared(turn, self._identity.profile, template_tools=self._template_tools)
+        async with aclosing(self._with_tools(turn)) as events:
+            async for event in events:
+                yield event
+
+    def _with_tools(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
+        if self._template_tools or not turn.tools.functions:
+            return self._choices(turn)
+        if not turn.tools.wanted:
+            return self._choices(replace(turn, tools=NO_TOOLS))
+        return stream_prompted(turn, self._choices)
+
+    def _choices(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
+        """llama.cpp can make several choices itself, but reports the tokens of one only."""
+        if turn.choices == 1:
+            return self._choice(single(turn, 0))
+        return merge_choices([self._choice(single(turn, index)) for index in range(turn.choices)])
+
+    async def _choice(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
+        """One choice, tried once more if the child dies before it said anything."""
+        body = chat_body(turn, extra=self._extra)
+        async with self._places:
+            for last_try in (False, True):
+                session, process, life = await self._ready(self._timeout_s)
+                begun = False
+                try:
+                    async with aclosing(self._request(session, process, body)) as events:
+                        async for event in events:
+                            begun = True
+                            yield event
+                    return
+                except EngineTimeout:
+                    if process.silent_s() >= self._timeout_s * 0.9:
+                        process.accuse(life, f"It answered nothing for {self._timeout_s:g} s.")
+                    raise
+                except (EngineUnavailable, EngineBroken):
+                    if begun or last_try or not await process.over(life, LIFE_NEWS_S):
+                        raise
+
+    async def _request(
+        self, session: aiohttp.ClientSession, process: Process, body: bytes
+    ) -> AsyncGenerator[EngineEvent, None]:
+        url, headers = f"{URL}/v1/chat/completions", {"content-type": "application/json"}
+        async with aclosing(stream_chat(session, url, body, 1, headers=headers, timeout_s=self._timeout_s)) as events:
+            async for event in events:
+                process.progressed()
+                if isinstance(event, UsageSoFar) and not event.usage.prompt:
+                    continue  # of a report on the prompt's progress, before anything was counted
+                yield event
+
+    async def count_tokens(self, model: str, text: str) -> int:
+        """Raises `EngineError`."""
+        session, _, _ = await self._ready(self._timeout_s)
+        body = msgspec.json.encode({"content": text, "add_special": False})
+        timeout = aiohttp.ClientTimeout(total=TOKENIZE_TIMEOUT_S)
+        try:
+            async with session.post(f"{URL}/tokenize", data=body, timeout=timeout) as response:
+                answer = await response.read()
+                if response.status != 200:
+                    raise EngineBroken(f"The engine could not count tokens (HTTP {response.status}).")
+            return len(msgspec.json.decode(answer, type=_Tokens).tokens)
+        except msgspec.DecodeError as error:
+            raise EngineBroken("The engine answered no list of tokens.") from error
+        except TimeoutError as error:
+            raise EngineTimeout("The engine took too long to count tokens.") from error
+        except aiohttp.ClientError as error:
+            raise EngineUnavailable("The engine can't be reached.") from error
+
+
+class Identity:
+    """What is known of the model behind an engine: at first by its name, then by its file, at last by the child."""
+
+    def __init__(self, model: str, asked_context: int | None) -> None:
+        known = weights.known_of(model)
+        self._asked = asked_context or CONTEXT_MAX
+        self.profile = known.profile if known else weights.Profile()
+        self.file_name = known.file if known else Path(model).name
+        self.context = min(self._asked, known.context) if known else self._asked
+        self.fingerprint = fingerprint_of(known.sha256 if known else hashlib.sha256(model.encode()).hexdigest())
+        self._stop = threading.Event()
+        self._digest: asyncio.Task[None] | None = None
+
+    @property
+    def known(self) -> bool:
+        """The fingerprint is that of the file."""
+        return self._digest is not None and self._digest.done()
+
+    async def read(self, path: Path) -> None:
+        """Reads what the file says of itself, and begins to compute its digest."""
+        self.file_name = path.name
+        trained = await asyncio.to_thread(weights.trained_context, path)
+        self.context = min(self._asked, trained or self._asked)
+        if self._digest is None or self._digest.done():
+            self._stop.clear()
+            self._digest = asyncio.create_task(self._read_digest(path))
+
+    async def _read_digest(self, path: Path) -> None:
+        with contextlib.suppress(OSError, weights.Stopped):  # the name's fingerprint stays
+            self.fingerprint = fingerprint_of(await asyncio.to_thread(weights.digest_of, path, stop=self._stop.is_set))
+
+    async def wait(self) -> None:
+        """Until the fingerprint is that of the file."""
+        if self._digest is not None and not self._digest.done():
+            await asyncio.wait({self._digest})
+
+    def bound(self, context: int) -> None:
+        """The child holds so many tokens in a slot, 0 if it does not tell."""
+        if context:
+            self.context = min(self.context, context)
+
+    def stop(self) -> None:
+        """A large file takes minutes to read; nobody waits for it at the end."""
+        self._stop.set()
+
+
+def fingerprint_of(digest: str) -> str:
+    return f"fp_{digest[:10]}"
+
+
+def child_argv(args: ServerArgs) -> Sequence[str]:
+    """The real child. -P: the folder in which the server was started has no say in what is imported."""
+    return [sys.executable, "-P", "-m", "jubal.engines.llama_cpp.child", msgspec.json.encode(args).decode()]
+
+
+def threads_allowed() -> int | None:
+    """Cores that this process may use, where that is fewer than the machine has; more threads than that stop each other.
+
+    None: all of them. llama.cpp then chooses, and it knows physical cores and fast ones.
+    """
+    everything = os.cpu_count() or 1
+    allowed = _quota_cores()
+    if sys.platform == "linux":
+        allowed = min(allowed, len(os.sched_getaffinity(0)))
+    return max(1, allowed) if allowed < everything else None
+
+
+def _quota_cores() -> int:
+    """The container's CPU quota in cores, rounded up; very many where there is none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):  # "max", or no such file
+        return 1 << 16

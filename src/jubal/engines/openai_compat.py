@@ -1,0 +1,627 @@
+"""Engines that speak the OpenAI chat dialect: vLLM, SGLang, TGI, Ollama, llama-server, any provider.
+
+Three layers, each usable alone: `chat_body` and `ChatDecoder` translate and do no I/O; `stream_chat` does one HTTP call;
+`OpenAICompatEngine` adds where to send it, with which key, and when to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import hashlib
+import json
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
+from functools import cache
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from jubal.core.errors import (
+    AtCapacity,
+    BadRequest,
+    ContextTooLong,
+    EngineBroken,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    JubalError,
+)
+from jubal.core.events import (
+    EngineEvent,
+    FinishReason,
+    ReasoningDelta,
+    TextDelta,
+    ToolCall,
+    TurnEnded,
+    UsageSoFar,
+)
+from jubal.core.generation import (
+    FunctionTool,
+    Generation,
+    ImagePart,
+    JsonOutput,
+    Message,
+    NamedTool,
+    TextPart,
+    ToolChoice,
+)
+from jubal.core.usage import Usage
+from jubal.engines.base import EngineStatus, Weights
+from jubal.engines.sse import SSEDecoder
+
+CONNECT_TIMEOUT_S: Final = 10.0
+END_WAIT_S: Final = 0.25
+"""How long to wait, after the last event, for the end of the body, so that the connection can be used again."""
+ERROR_BODY_BYTES_MAX: Final = 64 << 10
+WHOLE_BYTES_MAX: Final = 64 << 20
+RETRY_FIRST_S: Final = 1.0
+RETRY_AFTER_S_MAX: Final = 30.0
+"""An upstream that asks for a longer pause is reported to the caller at once instead of being waited for."""
+
+# ---------------------------------------------------------------------------------------------- Generation -> body
+
+
+def chat_body(turn: Generation, *, extra: Mapping[str, object] | None = None) -> bytes:
+    """The body of a chat completion, streamed where the turn is live. extra: further fields that this engine understands."""
+    sampling = turn.sampling
+    body: dict[str, object] = {"model": turn.model, "messages": [_message(message) for message in turn.messages]}
+    if turn.live:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    optional = {
+        "max_tokens": turn.bounds.tokens_max,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "seed": sampling.seed,
+        "stop": sampling.stop or None,
+        "n": turn.choices if turn.choices > 1 else None,
+        "user": turn.user,
+    }
+    body.update((name, value) for name, value in optional.items() if value is not None)
+    if turn.tools.functions:
+        body["tools"] = [_tool(function) for function in turn.tools.functions]
+        body["tool_choice"] = _tool_choice(turn.tools.choice)
+        if not turn.tools.parallel:
+            body["parallel_tool_calls"] = False
+    if turn.output is not None:
+        body["response_format"] = _response_format(turn.output)
+    if extra:
+        body.update(extra)
+    return msgspec.json.encode(body)
+
+
+def _tool(function: FunctionTool) -> dict[str, object]:
+    """A tool without parameters still gets an object schema: several servers demand one."""
+    schema = msgspec.Raw((function.parameters or '{"type":"object","properties":{}}').encode())
+    body: dict[str, object] = {"name": function.name, "description": function.description, "parameters": schema}
+    if function.strict:
+        body["strict"] = True
+    return {"type": "function", "function": body}
+
+
+def _tool_choice(choice: ToolChoice) -> object:
+    return {"type": "function", "function": {"name": choice.name}} if isinstance(choice, NamedTool) else choice
+
+
+def _response_format(output: JsonOutput) -> dict[str, object]:
+    if output.schema is None:
+        return {"type": "json_object"}
+    schema = {"name": output.name or "answer", "schema": msgspec.Raw(output.schema.encode()), "strict": True}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _message(message: Message) -> dict[str, object]:
+    out: dict[str, object] = {"role": message.role, "content": _content(message)}
+    if message.name is not None:
+        out["name"] = message.name
+    if message.calls:
+        out["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.calls
+        ]
+    if message.tool_call_id is not None:
+        out["tool_call_id"] = message.tool_call_id
+    return out
+
+
+def _content(message: Message) -> object:
+    if not message.has_image:
+        return message.text
+    return [_part(part) for part in message.parts]
+
+
+def _part(part: TextPart | ImagePart) -> dict[str, object]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    return {"type": "image_url", "image_url": {"url": part.url, "detail": part.detail}}
+
+
+# ---------------------------------------------------------------------------------------------- bytes -> events
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct, gc=False):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    """delta in a chunk, message in a whole answer."""
+
+    index: int = 0
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Timings(msgspec.Struct, gc=False):
+    """llama.cpp's own counts, on every chunk when asked for."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: msgspec.Raw = msgspec.Raw()  # `Raw | None` would take nothing but null
+    timings: _Timings | None = None
+
+
+FINISH_REASON: Final[dict[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+"""Anything else that an engine may say, such as `eos` or `end_turn`, is a natural end."""
+
+
+class ChatDecoder:
+    """Feeds on the bytes of a streamed chat completion, cut anywhere, and yields events; the last one is `TurnEnded`."""
+
+    def __init__(self, choices: int) -> None:
+        self._decode = msgspec.json.Decoder(_Chunk).decode
+        self._sse = SSEDecoder()
+        self._choices = choices
+        self._reasons: dict[int, FinishReason] = {}
+        self._calls: dict[tuple[int, int], _OpenCall] = {}
+        self._usage: Usage | None = None
+        self._mender: _Mender | None = None
+        self._metered = False
+        self._begun = False
+        self.ended = False
+
+    def feed(self, data: bytes) -> Iterator[EngineEvent]:
+        """Raises `EngineBroken` for what is no chunk, and the error that an error frame stands for."""
+        for payload in self._sse.feed(data):
+            yield from self._event(payload)
+
+    def whole(self, body: bytes) -> Iterator[EngineEvent]:
+        """The same events from the body of a whole answer, which reads like one chunk with everything in it."""
+        yield from self._event(body)
+        yield from self.finish()
+
+    def finish(self) -> Iterator[EngineEvent]:
+        """The bytes are over. Raises `EngineBroken` where the answer is not."""
+        for payload in self._sse.finish():
+            yield from self._event(payload)
+        if self.ended:
+            return
+        if len(self._reasons) < self._choices:
+            raise EngineBroken("The engine's stream ended in the middle of the answer.")
+        yield self._end()  # some servers send no [DONE]
+
+    def _event(self, payload: bytes) -> Iterator[EngineEvent]:
+        if self.ended:
+            return
+        if payload == b"[DONE]":
+            yield self._end()
+            return
+        try:
+            chunk = self._decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            chunk = self._mend(payload)
+        if chunk.error and chunk.error != b"null":
+            raise _reported(503 if not self._begun else 200, payload)
+        self._begun = True
+        for choice in chunk.choices:
+            yield from self._choice(choice)
+        if chunk.usage is not None:
+            self._usage = _usage(chunk.usage)
+        if chunk.timings is not None and not self._metered:
+            self._metered = True
+            t = chunk.timings
+            yield UsageSoFar(Usage(t.cache_n + t.prompt_n, t.predicted_n, t.cache_n))
+
+    def _choice(self, choice: _Choice) -> Iterator[EngineEvent]:
+        index, delta = choice.index, choice.delta or choice.message
+        if not 0 <= index < self._choices:
+            raise EngineBroken(f"The engine answered choice {index} of {self._choices}.")
+        if delta is not None:
+            if thought := delta.reasoning_content or delta.reasoning:
+                yield ReasoningDelta(thought, index)
+            if (text := delta.content) or self._mender is not None:
+                if self._mender is not None:
+                    text = self._mender.join(index, text or "")
+                if text:
+                    yield TextDelta(text, index)
+            if delta.tool_calls:
+                self._collect(index, delta.tool_calls)
+        if choice.finish_reason is not None and index not in self._reasons:
+            self._reasons[index] = FINISH_REASON.get(choice.finish_reason, "stop")
+            yield from self._whole_calls(index)
+
+    def _collect(self, index: int, calls: list[_Call]) -> None:
+        """Pieces of function calls become whole: a call has no meaning before its arguments are complete."""
+        for piece in calls:
+            number = piece.index if piece.index is not None else len(self._calls)
+            call = self._calls.setdefault((index, number), _OpenCall())
+            call.id = piece.id or call.id
+            if piece.function is not None:
+                call.name += piece.function.name or ""
+                call.arguments += piece.function.arguments or ""
+
+    def _whole_calls(self, index: int) -> Iterator[ToolCall]:
+        for owner, number in sorted(key for key in self._calls if key[0] == index):
+            call = self._calls.pop((owner, number))
+            yield ToolCall(call.id or f"call_{random.randrange(10**8):08d}", call.name, call.arguments or "{}", index)  # noqa: S311
+
+    def _end(self) -> TurnEnded:
+        self.ended = True
+        return TurnEnded(tuple(self._reasons.get(index, "stop") for index in range(self._choices)), self._usage)
+
+    def _mend(self, payload: bytes) -> _Chunk:
+        """The careful way for chunks whose text is not Unicode: characters cut in half between two events."""
+        if self._mender is None:
+            self._mender = _Mender()
+        return self._mender.chunk(payload)
+
+
+class _OpenCall:
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.name = ""
+        self.arguments = ""
+
+
+class _Mender:
+    """Joins characters that an engine cut in half between two events: as UTF-8 bytes, or as halves of a surrogate pair."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[int, codecs.IncrementalDecoder] = {}
+        self._high: dict[int, str] = {}
+        self._raw = False
+
+    def chunk(self, payload: bytes) -> _Chunk:
+        """Raises `EngineBroken` for what is no chunk at all."""
+        try:
+            try:
+                tree = json.loads(payload)
+                self._raw = False
+            except UnicodeDecodeError:
+                tree = json.loads(payload.decode("latin-1"))  # one character per byte, put together by `join`
+                self._raw = True
+            chunk: _Chunk = msgspec.convert(tree, _Chunk)
+        except (ValueError, RecursionError) as error:
+            raise EngineBroken("The engine sent an event that is not a chat completion chunk.") from error
+        return chunk
+
+    def join(self, index: int, text: str) -> str:
+        """What of `text` is whole, with the half that was held back before it."""
+        if self._raw:
+            self._raw = False
+            return self._join_bytes(index, text)
+        if index in self._bytes:  # the other half never came, or came as ordinary text
+            text = self._bytes.pop(index).decode(b"", True) + text
+        text = self._high.pop(index, "") + text
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            self._high[index], text = text[-1], text[:-1]
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+    def _join_bytes(self, index: int, text: str) -> str:
+        decoder = self._bytes.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
+        try:
+            raw = text.encode("latin-1")
+        except UnicodeEncodeError:  # \\uXXXX escapes beside raw bytes: nothing can be held back
+            return text
+        return decoder.decode(raw)
+
+
+def _usage(told: _Usage) -> Usage:
+    """Core counts leave reasoning out of `completion`; most engines leave it in, xAI does not: the total tells."""
+    reasoning = (told.completion_tokens_details and told.completion_tokens_details.reasoning_tokens) or 0
+    completion = told.completion_tokens
+    if told.total_tokens != told.prompt_tokens + completion + reasoning:
+        completion = max(0, completion - reasoning)
+    cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else None
+    return Usage(told.prompt_tokens, completion, None if cached is None else min(cached, told.prompt_tokens), reasoning)
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def _reported(status: int, body: bytes, retry_after: str | None = None) -> JubalError:
+    """The core error for what an engine reported: with an HTTP status, or inside a stream (status 200)."""
+    message, code, numbers = _error_fields(body)
+    said = f": {message}" if message else "."
+    wait = _seconds(retry_after)
+    if code in ("context_length_exceeded", "exceed_context_size_error"):
+        return ContextTooLong(_context_message(message, numbers), param="messages", code="context_length_exceeded")
+    if status in (400, 413, 422):
+        return BadRequest(f"The engine refused the request{said}", code="engine_refused")
+    if status in (401, 403):
+        # Jubal's own credentials are at fault, never the caller's: a 401 passed on would make clients drop a good key.
+        return EngineBroken("The engine refused the credentials that Jubal has for it.", code="engine_credentials")
+    if status == 404:
+        return EngineBroken(f"The engine does not know this model or address{said}", code="engine_model_not_found")
+    if status in (429, 498, 529):
+        return AtCapacity("The engine is at its own limit.", code="capacity_exceeded", retry_after_s=wait or 1.0)
+    if status in (502, 503, 504):
+        return EngineUnavailable(f"The engine is not available (HTTP {status}){said}", retry_after_s=wait)
+    return EngineBroken(f"The engine failed{said}" if status == 200 else f"The engine failed (HTTP {status}){said}")
+
+
+def _context_message(message: str, numbers: dict[str, Any]) -> str:
+    prompt, window = numbers.get("n_prompt_tokens"), numbers.get("n_ctx")
+    if isinstance(prompt, int) and isinstance(window, int):
+        return f"The prompt has {prompt} tokens; this model's context window holds {window}."
+    return message or "The prompt does not fit into this model's context window."
+
+
+def _error_fields(body: bytes) -> tuple[str, str | None, dict[str, Any]]:
+    """(message, code or type, the whole error object) of any of the error shapes in use; all empty where it is none."""
+    try:
+        tree = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", None, {}
+    if not isinstance(tree, dict):
+        return "", None, {}
+    error = tree.get("error", tree)
+    if isinstance(error, str):
+        return error[:2000], _word(tree.get("code")), tree
+    if not isinstance(error, dict):
+        return "", None, {}
+    message = error.get("message") or error.get("detail") or ""
+    code = _word(error.get("code")) or _word(error.get("type"))
+    return str(message)[:2000], code, error
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After in seconds; None where it is absent or a date."""
+    try:
+        return max(0.0, float(retry_after)) if retry_after else None
+    except ValueError:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------- one HTTP call
+
+
+async def stream_chat(
+    session: aiohttp.ClientSession,
+    url: str | URL,
+    body: bytes,
+    choices: int,
+    *,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float,
+) -> AsyncGenerator[EngineEvent, None]:
+    """One POST, answered as a stream or whole, as `body` asks. timeout_s: longest silence, before the first byte and between two.
+
+    Raises core errors only. When the generator is closed the connection is cut at once: that is what makes an engine stop.
+    """
+    response: aiohttp.ClientResponse | None = None
+    try:
+        response = await session.post(
+            url, data=body, headers=headers, timeout=_timeout(timeout_s), allow_redirects=False
+        )
+        decoder = ChatDecoder(choices)
+        if response.status != 200:
+            raise await _refusal(response)
+        if not response.content_type.startswith("text/event-stream"):
+            for event in decoder.whole(await _bounded(response)):
+                yield event
+            return
+        async for data in response.content.iter_any():
+            for event in decoder.feed(data):
+                yield event
+            if decoder.ended:
+                await _to_the_end(response)
+                break
+        else:
+            for event in decoder.finish():
+                yield event
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise _translated(error, begun=response is not None) from error
+    finally:
+        if response is not None:
+            response.close()  # back to the pool when it was read to its end, cut off otherwise
+
+
+@cache
+def _timeout(timeout_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s), sock_read=timeout_s)
+
+
+async def _to_the_end(response: aiohttp.ClientResponse) -> None:
+    if response.content.at_eof():
+        return
+    try:
+        async with asyncio.timeout(END_WAIT_S):
+            await response.content.readany()
+    except (TimeoutError, aiohttp.ClientError):
+        pass  # the answer is whole; only the connection is lost
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body. Raises `EngineBroken` where it is longer than any answer."""
+    pieces = []
+    size = 0
+    async for data in response.content.iter_any():
+        pieces.append(data)
+        size += len(data)
+        if size > WHOLE_BYTES_MAX:
+            raise EngineBroken("The engine's answer is longer than 64 MiB.")
+    return b"".join(pieces)
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> JubalError:
+    body = await response.content.read(ERROR_BODY_BYTES_MAX)
+    return _reported(response.status, body, response.headers.get("retry-after"))
+
+
+def _translated(error: Exception, *, begun: bool) -> EngineError:
+    """aiohttp's and the socket layer's exceptions as ours. begun: the engine had begun to answer."""
+    if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientConnectorError):
+        return EngineTimeout("The engine was silent for too long.")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return EngineUnavailable("The engine can't be reached.")
+    if begun:
+        return EngineBroken("The connection to the engine broke in the middle of the answer.")
+    return EngineUnavailable("The connection to the engine broke before it answered.")
+
+
+# ---------------------------------------------------------------------------------------------- the engine
+
+
+def retry_delay_s(attempt: int, asked: float | None, spread: float) -> float | None:
+    """Seconds to wait before try `attempt` + 1 (first try: 0), or None when the pause asked for is too long to hold a caller.
+
+    1 s doubling, at most doubled again by jitter; `spread` is random in 0..1. Retry-After is honoured (seed, "Rate Limiting").
+    """
+    if asked is not None:
+        return asked if asked <= RETRY_AFTER_S_MAX else None
+    return float(RETRY_FIRST_S * 2**attempt * (1 + spread))
+
+
+class OpenAICompatEngine:
+    """Any server that speaks the OpenAI chat dialect.
+
+    base_url: up to and with /v1. retries: further tries after one that failed before its first event.
+    context: the window in tokens if the operator tells, else None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        *,
+        kind: str = "openai",
+        api_key: str | None = None,
+        timeout_s: float = 600,
+        retries: int = 3,
+        context: int | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self._base_url = base_url.rstrip("/")
+        self._url = URL(self._base_url + "/chat/completions")
+        self._headers = {"content-type": "application/json"}
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._context = context
+        self._sleep = sleep
+        self._session: aiohttp.ClientSession | None = None
+        self._weights: dict[str, Weights] = {}
+
+    async def start(self) -> None:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                read_bufsize=1 << 18,
+            )
+
+    async def ready(self) -> None:
+        """At once: whether the other side answers is seen when it is asked."""
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def status(self) -> EngineStatus:
+        return EngineStatus("stopped" if self._session is None else "ready")
+
+    def weights(self, model: str) -> Weights:
+        found = self._weights.get(model)
+        if found is None:
+            digest = hashlib.sha256(f"{self._base_url} {model}".encode()).hexdigest()
+            found = Weights(model, f"fp_{digest[:10]}", self._context, ("text", "image"), tools=True, json=True)
+            self._weights[model] = found  # models come from the configuration, so there are few
+        return found
+
+    async def stream(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
+        if self._session is None:
+            raise EngineUnavailable(f"The engine `{self.name}` is not started.")
+        body = chat_body(turn)
+        for attempt in range(self._retries + 1):
+            begun = False
+            try:
+                async with aclosing(
+                    stream_chat(
+                        self._session,
+                        self._url,
+                        body,
+                        turn.choices,
+                        headers=self._headers,
+                        timeout_s=self._timeout_s,
+                    )
+                ) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+                return
+            except (EngineUnavailable, EngineBroken, AtCapacity) as error:
+                delay = retry_delay_s(attempt, error.retry_after_s, random.random())  # noqa: S311
+                hopeless = error.code in ("engine_credentials", "engine_model_not_found")
+                if begun or hopeless or attempt == self._retries or delay is None:
+                    raise
+            await self._sleep(delay)

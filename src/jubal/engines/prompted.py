@@ -1,0 +1,251 @@
+"""Function calling for models whose template knows no tools: the functions in the system prompt, and decoding constrained to
+"calls of these functions with valid arguments, or an answer".
+
+Pure translation around an engine that can hold an answer to a JSON Schema: a turn with tools becomes one without, whose answer
+is JSON of one of two forms, and the JSON becomes events again while it streams:
+
+    {"answer": "text for the user"}
+    {"tool_calls": [{"name": "get_weather", "arguments": {"location": "Oslo"}}]}
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final
+
+from jubal.core.events import EngineEvent, FinishReason, TextDelta, ToolCall, TurnEnded
+from jubal.core.generation import (
+    NO_TOOLS,
+    FunctionTool,
+    Generation,
+    JsonOutput,
+    Message,
+    NamedTool,
+    TextPart,
+)
+
+PARALLEL_CALLS_MAX: Final = 4
+"""Calls in one answer: a small model that may make any number of them makes them until its tokens end."""
+
+Schema = dict[str, Any]
+
+
+def stream_prompted(
+    turn: Generation, stream: Callable[[Generation], AsyncGenerator[EngineEvent, None]]
+) -> AsyncGenerator[EngineEvent, None]:
+    """The turn with its tools, through `stream`, which has to obey `Generation.output`."""
+    return _run(turn, stream(_without_tools(turn)))
+
+
+async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> AsyncGenerator[EngineEvent, None]:
+    readers = [_Reader(choice, as_json=turn.output is not None) for choice in range(turn.choices)]
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, TextDelta):
+                for piece in readers[event.choice].feed(event.text):
+                    yield piece
+            elif isinstance(event, TurnEnded):
+                for reader in readers:
+                    for call in reader.finish():
+                        yield call
+                reasons: list[FinishReason] = [
+                    "tool_calls" if reader.called else reason
+                    for reader, reason in zip(readers, event.reasons, strict=True)
+                ]
+                yield TurnEnded(tuple(reasons), event.usage)
+            else:
+                yield event
+
+
+# ---------------------------------------------------------------------------------------------- the question
+
+
+def _without_tools(turn: Generation) -> Generation:
+    """The same turn, asked in words and held to a schema."""
+    offered = _offered(turn)
+    instructions = _instructions(offered, must=turn.tools.choice != "auto", parallel=turn.tools.parallel)
+    return replace(
+        turn,
+        messages=_with_system(turn.messages, instructions),
+        tools=NO_TOOLS,
+        output=JsonOutput(json.dumps(answer_schema(turn), ensure_ascii=False), "answer"),
+    )
+
+
+def _offered(turn: Generation) -> tuple[FunctionTool, ...]:
+    """The functions that may be called now: a named choice leaves one."""
+    choice = turn.tools.choice
+    if isinstance(choice, NamedTool):
+        return tuple(function for function in turn.tools.functions if function.name == choice.name)
+    return turn.tools.functions
+
+
+def _instructions(functions: tuple[FunctionTool, ...], *, must: bool, parallel: bool) -> str:
+    lines = [
+        f"- {function.name}: {function.description or 'no description'} "
+        f"Arguments (JSON Schema): {function.parameters or '{}'}"
+        for function in functions
+    ]
+    call = 'Call with JSON: {"tool_calls": [{"name": "function name", "arguments": {…}}]}'
+    many = " Several calls may be in the list." if parallel else " One call only."
+    rest = "" if must else '\nIf no function helps, answer with JSON: {"answer": "your answer to the user"}'
+    return "You can call these functions:\n" + "\n".join(lines) + f"\n{call}.{many}{rest}"
+
+
+def _with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """`text` at the end of the first system message, or as one in front: some templates take one at the start only."""
+    first = messages[0] if messages else None
+    if first is not None and first.role in ("system", "developer"):
+        return (replace(first, parts=(*first.parts, TextPart("\n\n" + text))), *messages[1:])
+    return (Message("system", (TextPart(text),)), *messages)
+
+
+def answer_schema(turn: Generation) -> Schema:
+    """What the answer must look like: calls, and unless the caller demands one, or an answer."""
+    definitions: Schema = {}
+    items = [_call_schema(f"f{number}", function, definitions) for number, function in enumerate(_offered(turn))]
+    several = turn.tools.parallel and not isinstance(turn.tools.choice, NamedTool)
+    calls = {
+        "type": "array",
+        "items": items[0] if len(items) == 1 else {"anyOf": items},
+        "minItems": 1,
+        "maxItems": PARALLEL_CALLS_MAX if several else 1,
+    }
+    schema = _object({"tool_calls": calls})
+    if turn.tools.choice == "auto":
+        schema = {"anyOf": [_object({"answer": _wanted_answer(turn.output, definitions)}), schema]}
+    return {**schema, "$defs": definitions} if definitions else schema
+
+
+def _wanted_answer(output: JsonOutput | None, definitions: Schema) -> Schema:
+    if output is None:
+        return {"type": "string"}
+    if output.schema is None:
+        return {"type": "object"}
+    return _moved(json.loads(output.schema), "answer", definitions)
+
+
+def _call_schema(place: str, function: FunctionTool, definitions: Schema) -> Schema:
+    parameters = json.loads(function.parameters) if function.parameters else {"type": "object", "properties": {}}
+    return _object({"name": {"const": function.name}, "arguments": _moved(parameters, place, definitions)})
+
+
+def _object(properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _moved(schema: Schema, place: str, definitions: Schema) -> Schema:
+    """`schema` where it stands inside another: one that refers to its own root goes to `$defs`, and its references follow it."""
+    if "$ref" not in json.dumps(schema):
+        return schema
+    definitions[place] = _rerooted(schema, f"#/$defs/{place}")
+    return {"$ref": f"#/$defs/{place}"}
+
+
+def _rerooted(node: Any, root: str) -> Any:
+    if isinstance(node, list):
+        return [_rerooted(one, root) for one in node]
+    if not isinstance(node, dict):
+        return node
+    out = {key: _rerooted(value, root) for key, value in node.items()}
+    reference = out.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        out["$ref"] = root + reference[1:]
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- the answer
+
+_ANSWER: Final = re.compile(r'\s*\{\s*"answer"\s*:\s*"')
+
+
+class _Reader:
+    """Reads one choice's JSON while it comes: the text of an answer goes on at once, calls when they are whole."""
+
+    def __init__(self, choice: int, *, as_json: bool) -> None:
+        self.called = False
+        self._choice = choice
+        self._as_json = as_json
+        self._seen = ""
+        self._text: _StringReader | None = None
+
+    def feed(self, text: str) -> Iterator[TextDelta]:
+        if self._text is None:
+            self._seen += text
+            begun = None if self._as_json else _ANSWER.match(self._seen)
+            if begun is None:
+                return
+            self._text, text = _StringReader(), self._seen[begun.end() :]
+        if said := self._text.feed(text):
+            yield TextDelta(said, self._choice)
+
+    def finish(self) -> Iterator[TextDelta | ToolCall]:
+        """What could only be known at the end. JSON that was cut by the token bound is no call."""
+        if self._text is not None:
+            return
+        try:
+            tree = json.loads(self._seen)
+        except ValueError:
+            return
+        if "answer" in tree:
+            yield TextDelta(json.dumps(tree["answer"], ensure_ascii=False), self._choice)
+        for call in tree.get("tool_calls", ()):
+            self.called = True
+            arguments = json.dumps(call["arguments"], ensure_ascii=False)
+            yield ToolCall(f"call_{random.randrange(10**8):08d}", call["name"], arguments, self._choice)  # noqa: S311
+
+
+class _StringReader:
+    """Decodes the inside of a JSON string piece by piece, up to its closing quote."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+        self._closed = False
+
+    def feed(self, text: str) -> str:
+        """The characters that are whole now."""
+        if self._closed:
+            return ""
+        raw = self._rest + text
+        place = 0
+        while place < len(raw):
+            if raw[place] == '"':
+                self._closed = True
+                break
+            step = _length_of_character(raw, place)
+            if step is None:
+                break
+            place += step
+        self._rest = raw[place:]
+        said: str = json.loads(f'"{raw[:place]}"', strict=False)
+        # half a surrogate pair is no character; a model can write one all the same
+        return said if said.isascii() else said.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _length_of_character(raw: str, place: int) -> int | None:
+    """How many characters of `raw` write the one at `place`, escapes and surrogate pairs included; None: not all there yet."""
+    if raw[place] != "\\":
+        return 1
+    left = len(raw) - place
+    if left < 2:
+        return None
+    if raw[place + 1] != "u":
+        return 2
+    if left < 6:
+        return None
+    if raw[place + 2 : place + 4].lower() not in ("d8", "d9", "da", "db"):
+        return 6
+    second = raw[place + 6 : place + 12]
+    if len(second) < 6 and (second.startswith("\\u") or second in ("", "\\")):
+        return None
+    return 12 if second.startswith("\\u") else 6

@@ -1,0 +1,1 @@
+"""From a socket to the pipeline and back."""

@@ -1,0 +1,379 @@
+"""HTTP: routes, sockets, disconnects. No decision about content is made here.
+
+Bare ASGI: the whole router is two tables, and a framework's request objects would cost more than all of our own work
+(docs/decisions/http-server.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import aclosing
+from typing import Any, Final, TypeAlias
+
+import structlog
+
+from jubal.accounts.keys import Caller
+from jubal.core.errors import (
+    BodyTooLarge,
+    InternalError,
+    JubalError,
+    MethodNotAllowed,
+    NotFound,
+    Stopping,
+    UnsupportedMedia,
+)
+from jubal.core.events import Failed
+from jubal.core.fold import Folder
+from jubal.serving.outbox import Outbox
+from jubal.serving.pipeline import Admitted, Pipeline
+from jubal.wire import openai_errors, openai_models, sse
+from jubal.wire.base import Asked, Dialect, ErrorReply
+
+log = structlog.get_logger("jubal.http")
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+JSON: Final = b"application/json"
+STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+"""Caches and buffering proxies must let each token through when it comes."""
+WATCH_AFTER_S: Final = 0.03
+"""When a request is first watched for a client that leaves; design: the engine's work stops within 0.1 s."""
+DISCARD_S: Final = 5.0
+"""How long the rest of a body that is too large is read, so that its sender gets to the answer."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    id: the x-request-id of the answer, a bare UUID.
+    """
+
+    __slots__ = ("_receive", "_send", "id", "path", "scope", "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        self.scope = scope
+        self.path: str = scope["path"]
+        self.id = request_id
+        self.started = False
+        self._receive = receive
+        self._send = send
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of this (lower case) name."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                text: str = value.decode("latin-1")
+                return text
+        return None
+
+    async def body(self, bytes_max: int) -> bytes:
+        """The whole body. Raises `BodyTooLarge`, `ClientGone`."""
+        length = self.header(b"content-length")
+        if length is not None and length.isdecimal() and int(length) > bytes_max:
+            await self._discard(bytes_max)
+            raise _too_large(bytes_max)
+        message = await self._receive()
+        if not message.get("more_body") and message["type"] == "http.request":
+            whole: bytes = message.get("body", b"")
+            if len(whole) > bytes_max:
+                raise _too_large(bytes_max)
+            return whole
+        body = bytearray()
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            if len(body) > bytes_max:
+                await self._discard(bytes_max)
+                raise _too_large(bytes_max)
+            if not message.get("more_body"):
+                return bytes(body)
+            message = await self._receive()
+
+    async def _discard(self, bytes_max: int) -> None:
+        """Reads on for a while: a client that is still sending when the connection is closed never sees the answer."""
+        seen = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_S):
+                while seen < bytes_max:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    seen += len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return
+
+    async def gone(self) -> None:
+        """Returns when the client has closed the connection."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def start(
+        self, status: int, content_type: bytes, headers: Headers | tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        self.started = True
+        base = [(b"content-type", content_type), (b"x-request-id", self.id.encode())]
+        await self._send({"type": "http.response.start", "status": status, "headers": [*base, *headers]})
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def reply(
+        self,
+        status: int,
+        body: bytes,
+        headers: Headers | tuple[tuple[bytes, bytes], ...] = (),
+        content_type: bytes = JSON,
+    ) -> None:
+        """A whole answer. To HEAD without its body."""
+        await self.start(status, content_type, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.write(b"" if self.scope["method"] == "HEAD" else body, more=False)
+
+    async def reply_error(self, reply: ErrorReply) -> None:
+        await self.reply(reply.status, reply.body, reply.headers)
+
+
+def _too_large(bytes_max: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is over this server's limit of {bytes_max:,} bytes.", code="body_too_large")
+
+
+Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
+
+
+class HttpApp:
+    """The ASGI application.
+
+    health: what GET /health answers: a status and a JSON body. body_bytes_max: largest request body.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        dialects: dict[str, Dialect],
+        *,
+        health: Callable[[], tuple[int, bytes]],
+        body_bytes_max: int,
+    ) -> None:
+        self._pipeline = pipeline
+        self._body_bytes_max = body_bytes_max
+        self._health = health
+        self._work: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/health": {"GET": self._get_health},
+            "/v1/models": {"GET": self._get_models},
+        }
+        for path, dialect in dialects.items():
+            self._routes[path] = {"POST": self._generation_by(dialect)}
+        self._prefixes: dict[str, dict[str, Handler]] = {"/v1/models/": {"GET": self._get_model}}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await _refuse_websocket(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._pipeline.new_id())
+        try:
+            await self._route(exchange)(exchange)
+        except JubalError as error:
+            await self._fail(exchange, openai_errors.reply(error))
+        except ClientGone:
+            pass
+        except Exception:
+            log.exception("request failed by a fault of ours", request_id=exchange.id, path=exchange.path)
+            fault = InternalError(
+                "Something went wrong in Jubal; the server's log has the details under this request's id."
+            )
+            await self._fail(exchange, openai_errors.reply(fault))
+
+    async def _fail(self, exchange: Exchange, reply: ErrorReply) -> None:
+        if not exchange.started:
+            await exchange.reply_error(reply)
+
+    def _route(self, exchange: Exchange) -> Handler:
+        """Raises `NotFound`, `MethodNotAllowed`."""
+        path = exchange.path
+        methods = self._routes.get(path)
+        if methods is None:
+            path = path.rstrip("/") or "/"
+            methods = self._routes.get(path) or next(
+                (found for prefix, found in self._prefixes.items() if path.startswith(prefix)), None
+            )
+        method = exchange.scope["method"]
+        if methods is None:
+            hint = f" Did you mean /v1{path}?" if f"/v1{path}" in self._routes else ""
+            raise NotFound(f"There is no route {method} {path[:200]}.{hint}", code="unknown_url")
+        handler = methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            allowed = tuple(methods) + (("HEAD",) if "GET" in methods else ())
+            raise MethodNotAllowed(f"{path[:200]} does not take {method}, only {', '.join(allowed)}.", allowed=allowed)
+        return handler
+
+    # ------------------------------------------------------------------------------------------ small routes
+
+    async def _get_health(self, exchange: Exchange) -> None:
+        status, body = self._health()
+        await exchange.reply(status, body)
+
+    async def _get_models(self, exchange: Exchange) -> None:
+        caller = await self._identify(exchange)
+        caller.acl.demand_endpoint("models")
+        visible = [model for model in self._pipeline.catalogue if caller.acl.allows_model(model.name, *model.aliases)]
+        await exchange.reply(200, openai_models.listing([(model, self._pipeline.weights(model)) for model in visible]))
+
+    async def _get_model(self, exchange: Exchange) -> None:
+        caller = await self._identify(exchange)
+        caller.acl.demand_endpoint("models")
+        model = self._pipeline.catalogue.find(exchange.path.removeprefix("/v1/models/"))
+        caller.acl.demand("models", model.name, *model.aliases)
+        await exchange.reply(200, openai_models.single(model, self._pipeline.weights(model)))
+
+    async def _identify(self, exchange: Exchange) -> Caller:
+        return await self._pipeline.identify(exchange.header(b"authorization"))
+
+    # ------------------------------------------------------------------------------------------ generations
+
+    def _generation_by(self, dialect: Dialect) -> Handler:
+        async def handle(exchange: Exchange) -> None:
+            try:
+                asked, admitted = await self._admit(exchange, dialect)
+                await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted)
+            except JubalError as error:
+                await self._fail(exchange, dialect.error(error))
+
+        return handle
+
+    async def _admit(self, exchange: Exchange, dialect: Dialect) -> tuple[Asked, Admitted]:
+        if self._stopping:
+            raise Stopping("The server is shutting down.", retry_after_s=1)
+        caller = await self._identify(exchange)
+        if (exchange.header(b"content-type") or "").startswith("multipart/"):
+            raise UnsupportedMedia("Send the request as application/json.")
+        asked = dialect.parse(await exchange.body(self._body_bytes_max))
+        admitted = self._pipeline.admit(caller, dialect.endpoint, asked.generation, request_id=exchange.id)
+        return asked, admitted
+
+    async def _whole(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
+        """A fold over the same events that a stream renders."""
+        folder = Folder()
+        handler = asyncio.current_task()
+        assert handler is not None
+        with self._watching(exchange, handler) as watch:
+            try:
+                async with aclosing(self._pipeline.run(admitted)) as events:
+                    async for event in events:
+                        folder.feed(event)
+            except asyncio.CancelledError:
+                if not (watch.left or self._stopping):
+                    raise
+                handler.uncancel()
+                raise (ClientGone() if watch.left else _stopping()) from None
+        if folder.completion is None:
+            raise InternalError("The answer has no end.")
+        await exchange.reply(200, asked.whole(folder.completion), admitted.ticket_headers())
+
+    async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
+        """Headers go out with the first frame, so whatever fails before it is an ordinary error answer."""
+        outbox = Outbox()
+        producer = asyncio.ensure_future(self._produce(asked, admitted, outbox))
+        with self._watching(exchange, producer):
+            try:
+                while frames := await outbox.take():
+                    if not exchange.started:
+                        await exchange.start(200, sse.CONTENT_TYPE, [*STREAM_HEADERS, *admitted.ticket_headers()])
+                    await exchange.write(frames)
+                if exchange.started:
+                    await exchange.write(b"", more=False)
+            finally:
+                if not producer.done():
+                    producer.cancel()
+                    await asyncio.wait((producer,))
+
+    async def _produce(self, asked: Asked, admitted: Admitted, outbox: Outbox) -> None:
+        renderer = asked.renderer()
+        begun = False
+        error: BaseException | None = None
+        try:
+            async with aclosing(self._pipeline.run(admitted)) as events:
+                async for event in events:
+                    if frame := renderer.feed(event):
+                        begun = True
+                        outbox.put(frame)
+                        if outbox.full:
+                            await outbox.room()
+        except (JubalError, asyncio.CancelledError) as caught:
+            error = caught
+            if isinstance(caught, asyncio.CancelledError) and self._stopping:
+                error = _stopping()
+            if begun and isinstance(error, JubalError):  # the headers are gone: the stream itself must say so
+                outbox.put(renderer.feed(Failed(error)))
+                error = None
+        outbox.end(None if isinstance(error, asyncio.CancelledError) else error)
+
+    @contextlib.contextmanager
+    def _watching(self, exchange: Exchange, work: asyncio.Task[Any]) -> Iterator[_Watch]:
+        """Cancels `work` when the client goes away, or when the server can wait no longer."""
+        watch = _Watch(exchange, work)
+        self._work.add(work)
+        try:
+            yield watch
+        finally:
+            watch.end()
+            self._work.discard(work)
+
+    def stop_now(self) -> None:
+        """The drain time is over: every open answer ends with an error that says so."""
+        self._stopping = True
+        for task in self._work:
+            task.cancel()
+
+
+class _Watch:
+    """Waits for the client to close the connection, and cancels the work for it then. left: it did.
+
+    It begins a moment late: most requests of a busy gateway are over by then, and need no task of their own for this.
+    """
+
+    __slots__ = ("_exchange", "_over", "_timer", "_watcher", "_work", "left")
+
+    def __init__(self, exchange: Exchange, work: asyncio.Task[Any]) -> None:
+        self.left = False
+        self._exchange = exchange
+        self._over = False
+        self._work = work
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.ensure_future(self._exchange.gone())
+        self._watcher.add_done_callback(self._saw)
+
+    def _saw(self, watcher: asyncio.Future[None]) -> None:
+        if not self._over and not watcher.cancelled():
+            self.left = True
+            self._work.cancel()
+
+    def end(self) -> None:
+        """The work is over: nobody is cancelled from here on."""
+        self._over = True
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+
+def _stopping() -> Stopping:
+    return Stopping("The server is shutting down and ended this answer at its drain limit.", retry_after_s=1)
+
+
+async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1003})

@@ -1,0 +1,333 @@
+"""One request's way: identify, allow, limit, hold, admit, run, meter, settle. The only place where accounts and engines meet.
+
+admit(caller, …)   who may do this, within which limits: everything that can be refused before any work
+run(admitted)      Started, the answer's pieces, Finished; the usage row is committed before Finished is passed on
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+
+from jubal.accounts.keys import Caller
+from jubal.accounts.limits import Limiter, Ticket
+from jubal.accounts.usage import UsageRow
+from jubal.agent import loop
+from jubal.core.errors import BadRequest, EngineError, InternalError, JubalError, NotIdentified
+from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelta
+from jubal.core.generation import Generation
+from jubal.core.model import Catalogue, Model
+from jubal.core.tally import Tally, estimate_prompt
+from jubal.core.usage import NOTHING
+from jubal.engines.base import Engine, Weights
+from jubal.serving.admission import Admission
+
+log = structlog.get_logger("jubal.pipeline")
+
+T = TypeVar("T")
+ANSWER_TOKENS_GUESSED: Final = 256
+"""What the token limit is charged at first for an answer whose length the caller did not bound; the difference is given back."""
+
+
+_RANDOM: Final = random.SystemRandom()
+_ids: Final = random.Random(_RANDOM.getrandbits(256))  # noqa: S311  ids name requests, they protect nothing
+
+
+def random_uuid() -> str:
+    """A version 4 UUID. uuid.uuid4 asks the kernel for each, which costs as much as parsing the request."""
+    digits = f"{_ids.getrandbits(128):032x}"
+    return (
+        f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
+    )
+
+
+class Identifier(Protocol):
+    """Knows keys. `accounts.keys.KeyRing` is the real one."""
+
+    def identify_cached(self, secret: str) -> Caller | None: ...
+
+    async def identify(self, secret: str) -> Caller: ...
+
+
+class UsageLog(Protocol):
+    """Takes usage rows. `accounts.store.GroupCommit` is the real one."""
+
+    async def commit(self, row: UsageRow) -> None:
+        """Returns when the row is durable. Raises `StoreUnavailable`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An engine and the door in front of it."""
+
+    engine: Engine
+    admission: Admission
+
+
+@dataclass(slots=True)
+class Admitted:
+    """A request that may run. tokens_taken: what the token limit was charged at first. began_s: by the pipeline's clock."""
+
+    request_id: str
+    caller: Caller
+    endpoint: str
+    model: Model
+    generation: Generation
+    ticket: Ticket
+    tokens_taken: int
+    began_s: float
+
+    def ticket_headers(self) -> list[tuple[bytes, bytes]]:
+        """x-ratelimit-* of what is limited (xai-api.md 3)."""
+        ticket = self.ticket
+        values = (
+            (b"x-ratelimit-limit-requests", ticket.limit_requests),
+            (b"x-ratelimit-remaining-requests", ticket.remaining_requests),
+            (b"x-ratelimit-limit-tokens", ticket.limit_tokens),
+            (b"x-ratelimit-remaining-tokens", ticket.remaining_tokens),
+        )
+        return [(name, b"%d" % value) for name, value in values if value is not None]
+
+
+class Pipeline:
+    """clock: monotonic seconds. now: Unix seconds."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        engines: Mapping[str, Served],
+        keys: Identifier,
+        limiter: Limiter,
+        usage: UsageLog,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = random_uuid,
+    ) -> None:
+        self.catalogue = catalogue
+        self.engines = engines
+        self._keys = keys
+        self._limiter = limiter
+        self._usage = usage
+        self._clock = clock
+        self._now = now
+        self.new_id = new_id
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def identify(self, authorization: str | None) -> Caller:
+        """The caller behind an Authorization header. Raises `NotIdentified`, `NotAllowed`, `StoreUnavailable`."""
+        if authorization is None:
+            raise NotIdentified(
+                "You didn't provide an API key. Send it in the header `Authorization: Bearer xai-…`.",
+                given=False,
+                code="missing_api_key",
+            )
+        scheme, _, secret = authorization.partition(" ")
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret:
+            raise NotIdentified(
+                "The Authorization header is not of the form `Bearer xai-…`.", given=False, code="invalid_authorization"
+            )
+        return self._keys.identify_cached(secret) or await self._keys.identify(secret)
+
+    def admit(self, caller: Caller, endpoint: str, generation: Generation, *, request_id: str) -> Admitted:
+        """Everything that can refuse a request before work begins.
+
+        Raises `UnknownModel`, `NotAllowed`, `BadRequest` for what the model can't take, `TooFast`.
+        """
+        model = self.catalogue.find(generation.model)
+        caller.acl.demand(endpoint, model.name, *model.aliases)
+        self._check_input(model, generation)
+        tokens = estimate_prompt(generation) + (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED)
+        ticket = self._limiter.take(caller, tokens)
+        return Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock())
+
+    def weights(self, model: Model) -> Weights:
+        """What answers behind `model`."""
+        return self.engines[model.engine].engine.weights(model.upstream)
+
+    def _check_input(self, model: Model, generation: Generation) -> None:
+        """Refuses what the weights behind the model can't do, naming the field."""
+        weights = self.weights(model)
+
+        def refuse(what: str, param: str, code: str) -> BadRequest:
+            return BadRequest(f"The model `{model.name}` {what} here: `{weights.name}` can't.", param=param, code=code)
+
+        if generation.tools.wanted and not weights.tools:
+            raise refuse("calls no functions", "tools", "tools_not_supported")
+        if generation.output is not None and not weights.json:
+            raise refuse("can't be held to JSON", "response_format", "response_format_not_supported")
+        if "image" in model.input and "image" in weights.input:
+            return
+        for index, message in enumerate(generation.messages):
+            if message.has_image:
+                raise refuse("sees no images", f"messages[{index}].content", "images_not_supported")
+
+    async def run(self, admitted: Admitted) -> AsyncGenerator[Event, None]:
+        """The events of the answer. Raises core errors, before or after the first piece.
+
+        However it ends, one usage row is committed; for a good answer before `Finished` is yielded.
+        """
+        account = _Account(admitted, self._clock)
+        try:
+            async with aclosing(self._answer(admitted, account)) as events:
+                async for event in events:
+                    account.see(event)
+                    if isinstance(event, Finished):
+                        event = Finished(event.reasons, event.usage, account.close("ok"), event.estimated)
+                        await self._settle(admitted, account)
+                    yield event
+        except JubalError as error:
+            account.close("failed", error)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            account.close("cancelled")
+            raise
+        except Exception as error:
+            log.exception("request failed by a fault of ours", request_id=admitted.request_id)
+            fault = InternalError(
+                "Something went wrong in Jubal; the server's log has the details under this request's id."
+            )
+            account.close("failed", fault)
+            raise fault from error
+        finally:
+            if not account.settled:
+                await self._shielded(self._settle(admitted, account))
+
+    async def _answer(self, admitted: Admitted, account: _Account) -> AsyncGenerator[Event, None]:
+        """From the first engine of the model that gives a piece: its own, then its fallbacks."""
+        model = admitted.model
+        names = (model.engine, *model.fallback)
+        for number, name in enumerate(names):
+            served = self.engines[name]
+            weights = served.engine.weights(model.upstream)
+            turn = admitted.generation
+            if turn.model != model.upstream:
+                turn = replace(turn, model=model.upstream)
+            try:
+                async with served.admission:
+                    account.asks(name, weights.fingerprint)
+                    async with aclosing(loop.run(turn, served.engine)) as events:
+                        async for event in events:
+                            if not account.started:
+                                account.started = True
+                                yield Started(admitted.request_id, int(self._now()), model.name, weights.fingerprint)
+                            yield event
+                return
+            except EngineError as error:
+                if account.started or number == len(names) - 1:
+                    raise
+                log.warning(
+                    "engine failed, asking its fallback",
+                    engine=name,
+                    error=error.message,
+                    request_id=admitted.request_id,
+                )
+
+    async def _settle(self, admitted: Admitted, account: _Account) -> None:
+        """One usage row, and the tokens that the limiter was charged too many or too few.
+
+        A request that no engine was asked for leaves no row.
+        """
+        account.settled = True
+        self._limiter.give_back(admitted.ticket, admitted.tokens_taken - account.usage.total)
+        if account.asked:
+            await self._usage.commit(account.row(int(self._now() * 1_000_000)))
+
+    async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` to its end even where the caller of this is cancelled meanwhile."""
+        task = asyncio.ensure_future(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
+        await asyncio.shield(task)
+
+    def _settled(self, task: asyncio.Task[None]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a usage row could not be written", error=str(error))
+
+    async def drain(self) -> None:
+        """Waits for the settlements that nobody waits for."""
+        while self._settling:
+            await asyncio.wait(self._settling)
+
+
+class _Account:
+    """What one request has used, when, and how it ended."""
+
+    __slots__ = (
+        "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "cost_ticks", "engine",
+        "settled", "started", "usage", "weights",
+    )  # fmt: skip
+
+    def __init__(self, admitted: Admitted, clock: Callable[[], float]) -> None:
+        self._admitted = admitted
+        self._clock = clock
+        self._tally = Tally()
+        self._first_s: float | None = None
+        self._ended_s = admitted.began_s
+        self._status = "failed"
+        self._error: str | None = None
+        self.engine = admitted.model.engine
+        self.weights = ""
+        self.asked = False
+        self.started = False
+        self.usage = NOTHING
+        self.cost_ticks = 0
+        self.settled = False
+
+    def asks(self, engine: str, fingerprint: str) -> None:
+        """An engine begins to work."""
+        self.asked, self.engine, self.weights = True, engine, fingerprint
+
+    def see(self, event: Event) -> None:
+        self._tally.see(event)
+        if self._first_s is None and isinstance(event, TextDelta | ReasoningDelta):
+            self._first_s = self._clock()
+
+    def close(self, status: str, error: JubalError | None = None) -> int:
+        """The request is over: fixes usage and cost, and returns the cost in ticks.
+
+        A cut answer is paid for what was produced; one that failed by no fault of the caller's costs nothing.
+        """
+        if self._ended_s == self._admitted.began_s:
+            self._ended_s = self._clock()
+        self._status = status
+        self._error = (error.code or type(error).__name__) if error is not None else None
+        if status == "ok" or self.started:
+            self.usage = self._tally.usage(self._admitted.generation)
+        self.cost_ticks = 0 if status == "failed" else self._admitted.model.price.cost_ticks(self.usage)
+        return self.cost_ticks
+
+    def row(self, now_us: int) -> UsageRow:
+        admitted, usage = self._admitted, self.usage
+        began = admitted.began_s
+        return UsageRow(
+            request_id=admitted.request_id,
+            created_us=now_us,
+            team_id=admitted.caller.team_id,
+            key_id=admitted.caller.key_id,
+            endpoint=admitted.endpoint,
+            model=admitted.model.name,
+            engine=self.engine,
+            weights=self.weights,
+            status=self._status,
+            error_code=self._error,
+            stream=admitted.generation.live,
+            prompt_tokens=usage.prompt,
+            cached_tokens=usage.cached,
+            completion_tokens=usage.completion,
+            reasoning_tokens=usage.reasoning,
+            cost_in_usd_ticks=self.cost_ticks,
+            latency_us=int((self._ended_s - began) * 1e6),
+            first_token_us=None if self._first_s is None else int((self._first_s - began) * 1e6),
+            estimated=not self._tally.exact and usage != NOTHING,
+        )

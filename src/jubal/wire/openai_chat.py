@@ -1,0 +1,580 @@
+"""POST /v1/chat/completions: the OpenAI chat dialect as xAI speaks it (seed, "Chat Completions"; xai-api.md 6).
+
+Where the two differ the seed wins: ids begin `chatcmpl-`, `finish_reason` is null until the end.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from jubal.core.errors import BadRequest, JubalError, Undecodable
+from jubal.core.events import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCall,
+    UsageSoFar,
+)
+from jubal.core.fold import Choice, Completion
+from jubal.core.generation import (
+    NO_TOOLS,
+    Bounds,
+    FunctionTool,
+    Generation,
+    ImagePart,
+    JsonOutput,
+    Message,
+    NamedTool,
+    Part,
+    PastCall,
+    Role,
+    Sampling,
+    TextPart,
+    ToolChoice,
+    Tools,
+)
+from jubal.core.usage import Usage
+from jubal.wire import openai_errors, sse
+from jubal.wire.base import ErrorReply
+from jubal.wire.decode import decode, within
+
+# ---------------------------------------------------------------------------------------------- the request
+
+
+class _ImageUrl(msgspec.Struct, gc=False):
+    url: str
+    detail: str | None = None
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: str
+    text: str | None = None
+    image_url: _ImageUrl | str | None = None
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str
+    arguments: str = "{}"
+
+
+class _Call(msgspec.Struct, gc=False):
+    function: _Function
+    id: str | None = None
+    type: str | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: str
+    content: str | list[_Part] | None = None
+    name: str | None = None
+    tool_calls: list[_Call] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class _StreamOptions(msgspec.Struct, gc=False):
+    include_usage: bool | None = None
+
+
+class _ToolFunction(msgspec.Struct, gc=False):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _Tool(msgspec.Struct, gc=False):
+    type: str
+    function: _ToolFunction | None = None
+
+
+class _NamedFunction(msgspec.Struct, gc=False):
+    name: str
+
+
+class _NamedTool(msgspec.Struct, gc=False):
+    type: str
+    function: _NamedFunction | None = None
+
+
+class _JsonSchema(msgspec.Struct, gc=False):
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    strict: bool | None = None
+
+
+class _ResponseFormat(msgspec.Struct, gc=False):
+    type: str
+    json_schema: _JsonSchema | None = None
+
+
+class _SearchParameters(msgspec.Struct, gc=False):
+    mode: str | None = None
+
+
+class _Request(msgspec.Struct):
+    """The body. Unknown fields are ignored, null means unset (xai-api.md 3)."""
+
+    model: str
+    messages: list[_Message]
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    tools: list[_Tool] | None = None
+    tool_choice: str | _NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: _ResponseFormat | None = None
+    # Understood so far as to refuse what is not done here, instead of ignoring it in silence.
+    reasoning_effort: str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    logit_bias: dict[str, float] | None = None
+    deferred: bool | None = None
+    search_parameters: _SearchParameters | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Request)
+_encode: Final = msgspec.json.Encoder().encode
+
+ROLES: Final[dict[str, Role]] = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",  # the old spelling
+}
+STOPS_MAX: Final = 4
+CHOICES_MAX: Final = 128
+SEED_BITS: Final = 63
+TOOLS_MAX: Final = 350
+TOOL_NAME_MAX: Final = 128
+TOOL_NAME: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{TOOL_NAME_MAX}}}")
+
+
+def _generation(asked: _Request) -> Generation:
+    if not asked.model:
+        raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
+    if not asked.messages:
+        raise BadRequest("`messages` needs at least one message.", param="messages", code="empty_value")
+    _refuse_what_is_not_done(asked)
+    return Generation(
+        model=asked.model,
+        messages=tuple(_message(index, message) for index, message in enumerate(asked.messages)),
+        sampling=_sampling(asked),
+        bounds=Bounds(tokens_max=_tokens_max(asked)),
+        choices=_choices(asked.n),
+        live=bool(asked.stream),
+        user=asked.safety_identifier or asked.user,
+        cache_key=asked.prompt_cache_key,
+        tools=_tools(asked),
+        output=_output(asked.response_format),
+    )
+
+
+def _refuse_what_is_not_done(asked: _Request) -> None:
+    refused = {
+        "reasoning_effort": asked.reasoning_effort,
+        "logprobs": asked.logprobs,
+        "top_logprobs": asked.top_logprobs,
+        "logit_bias": asked.logit_bias,
+        "deferred": asked.deferred,
+        "search_parameters": asked.search_parameters and asked.search_parameters.mode not in (None, "off"),
+    }
+    for name, wanted in refused.items():
+        if wanted:
+            raise BadRequest(
+                f"`{name}` is not supported by this release of Jubal.", param=name, code="unsupported_parameter"
+            )
+
+
+def _message(index: int, message: _Message) -> Message:
+    role = ROLES.get(message.role)
+    if role is None:
+        known = ", ".join(dict.fromkeys(ROLES.values()))
+        where = f"messages[{index}].role"
+        raise Undecodable(
+            f"`{where}`: unknown role `{message.role[:64]}`. Roles: {known}.", param=where, code="invalid_value"
+        )
+    content = message.content
+    parts: tuple[Part, ...]
+    if isinstance(content, str):
+        parts = (TextPart(content),)
+    elif content is not None:
+        parts = tuple(_part(f"messages[{index}].content[{number}]", part) for number, part in enumerate(content))
+    elif role == "assistant":
+        parts = ()
+    else:
+        where = f"messages[{index}].content"
+        raise Undecodable(f"`{where}` is required for role `{role}`.", param=where, code="missing_field")
+    return Message(
+        role,
+        parts,
+        message.name,
+        tuple(_past_call(index, number, call) for number, call in enumerate(message.tool_calls or ())),
+        message.tool_call_id,
+        message.reasoning_content,
+    )
+
+
+def _part(where: str, part: _Part) -> Part:
+    match part.type:
+        case "text" | "input_text" | "output_text":
+            if part.text is None:
+                raise Undecodable(f"`{where}.text` is required.", param=f"{where}.text", code="missing_field")
+            return TextPart(part.text)
+        case "image_url" | "input_image":
+            return _image(where, part.image_url)
+    raise BadRequest(
+        f"`{where}.type`: content parts of type `{part.type[:64]}` are not supported. Types: text, image_url.",
+        param=f"{where}.type",
+        code="invalid_value",
+    )
+
+
+def _image(where: str, image: _ImageUrl | str | None) -> ImagePart:
+    where += ".image_url"
+    if image is None:
+        raise Undecodable(f"`{where}` is required.", param=where, code="missing_field")
+    url, detail = (image, None) if isinstance(image, str) else (image.url, image.detail)
+    if not url.startswith(("https://", "http://", "data:image/")):
+        raise BadRequest(
+            f"`{where}.url` must be an https address or a data:image URL.", param=f"{where}.url", code="invalid_value"
+        )
+    match detail:
+        case None | "auto":
+            return ImagePart(url)
+        case "low" | "high":
+            return ImagePart(url, detail)
+    raise BadRequest(f"`{where}.detail` must be auto, low or high.", param=f"{where}.detail", code="invalid_value")
+
+
+def _past_call(index: int, number: int, call: _Call) -> PastCall:
+    if not call.function.name:
+        where = f"messages[{index}].tool_calls[{number}].function.name"
+        raise BadRequest(f"`{where}` must not be empty.", param=where, code="empty_value")
+    return PastCall(call.id or f"call_{index}_{number}", call.function.name, call.function.arguments)
+
+
+def _tools(asked: _Request) -> Tools:
+    functions = tuple(_function(number, tool) for number, tool in enumerate(asked.tools or ()))
+    if len(functions) > TOOLS_MAX:
+        raise BadRequest(
+            f"`tools` takes up to {TOOLS_MAX} tools, got {len(functions)}.", param="tools", code="too_many"
+        )
+    names = [function.name for function in functions]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadRequest(f"`tools` has two functions named `{twice}`.", param="tools", code="invalid_value")
+    if not functions and asked.tool_choice in (None, "auto", "none"):
+        return NO_TOOLS
+    return Tools(functions, _choice(asked.tool_choice, names), asked.parallel_tool_calls is not False)
+
+
+def _function(number: int, tool: _Tool) -> FunctionTool:
+    where = f"tools[{number}]"
+    if tool.type != "function":
+        raise BadRequest(
+            f"`{where}.type`: tools of type `{tool.type[:64]}` are not supported. Types: function.",
+            param=f"{where}.type",
+            code="invalid_value",
+        )
+    function = tool.function
+    if function is None:
+        raise Undecodable(f"`{where}.function` is required.", param=f"{where}.function", code="missing_field")
+    if not TOOL_NAME.fullmatch(function.name):
+        raise BadRequest(
+            f"`{where}.function.name` must be 1 to {TOOL_NAME_MAX} letters, digits, `_`, `-` or `.`.",
+            param=f"{where}.function.name",
+            code="invalid_value",
+        )
+    schema = function.parameters
+    if schema and not _is_of_objects(schema):
+        raise BadRequest(
+            f"`{where}.function.parameters`: the schema of `{function.name}` must be of type object.",
+            param=f"{where}.function.parameters",
+            code="invalid_schema",
+        )
+    return FunctionTool(
+        function.name, function.description or "", _encode(schema).decode() if schema else None, bool(function.strict)
+    )
+
+
+def _is_of_objects(schema: dict[str, Any]) -> bool:
+    """The root describes an object, or a choice of objects (xai-api.md 6.4)."""
+    if schema.get("type", "object" if "properties" in schema or "$ref" in schema else None) == "object":
+        return True
+    choice = schema.get("anyOf") or schema.get("oneOf")
+    return isinstance(choice, list) and all(isinstance(one, dict) and _is_of_objects(one) for one in choice)
+
+
+def _choice(choice: str | _NamedTool | None, names: list[str]) -> ToolChoice:
+    match choice:
+        case None | "auto":
+            return "auto"
+        case "none":
+            return "none"
+        case "required":
+            if not names:
+                raise BadRequest(
+                    "`tool_choice` is required, and `tools` is empty.", param="tool_choice", code="invalid_value"
+                )
+            return "required"
+        case _NamedTool(type="function", function=_NamedFunction(name=name)):
+            if name not in names:
+                raise BadRequest(
+                    f"`tool_choice` names `{name[:64]}`, which `tools` has not.",
+                    param="tool_choice",
+                    code="invalid_value",
+                )
+            return NamedTool(name)
+    raise BadRequest(
+        '`tool_choice` must be none, auto, required or {"type": "function", "function": {"name": …}}.',
+        param="tool_choice",
+        code="invalid_value",
+    )
+
+
+def _output(wanted: _ResponseFormat | None) -> JsonOutput | None:
+    match wanted:
+        case None | _ResponseFormat(type="text"):
+            return None
+        case _ResponseFormat(type="json_object"):
+            return JsonOutput()
+        case _ResponseFormat(type="json_schema", json_schema=_JsonSchema(schema=dict() as schema, name=name)):
+            return JsonOutput(_encode(schema).decode(), name or "")
+        case _ResponseFormat(type="json_schema"):
+            where = "response_format.json_schema.schema"
+            raise Undecodable(f"`{where}` is required.", param=where, code="missing_field")
+    raise BadRequest(
+        "`response_format.type` must be text, json_object or json_schema.",
+        param="response_format.type",
+        code="invalid_value",
+    )
+
+
+def _sampling(asked: _Request) -> Sampling:
+    within("temperature", asked.temperature, 0, 2)
+    within("top_p", asked.top_p, 0, 1)
+    within("frequency_penalty", asked.frequency_penalty, -2, 2)
+    within("presence_penalty", asked.presence_penalty, -2, 2)
+    within("seed", asked.seed, -(2**SEED_BITS), 2**SEED_BITS - 1)
+    return Sampling(
+        asked.temperature,
+        asked.top_p,
+        asked.frequency_penalty,
+        asked.presence_penalty,
+        asked.seed,
+        _stops(asked.stop),
+    )
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > STOPS_MAX:
+        raise BadRequest(f"`stop` takes up to {STOPS_MAX} strings, got {len(stops)}.", param="stop", code="too_many")
+    if not all(stops):
+        raise BadRequest("`stop` must not hold an empty string.", param="stop", code="empty_value")
+    return stops
+
+
+def _tokens_max(asked: _Request) -> int | None:
+    """`max_tokens` is the old spelling of `max_completion_tokens`, which wins."""
+    for name, value in (("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)):
+        if value is not None:
+            if value < 1:
+                raise BadRequest(f"`{name}` must be at least 1, got {value}.", param=name, code="out_of_range")
+            return min(value, 2**31 - 1)
+    return None
+
+
+def _choices(n: int | None) -> int:
+    within("n", n, 1, CHOICES_MAX)
+    return n or 1
+
+
+# ---------------------------------------------------------------------------------------------- the answer
+
+FINISH_REASON: Final[dict[FinishReason, str]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "turn_limit": "length",
+}
+
+
+def usage_body(usage: Usage, cost_ticks: int | None) -> dict[str, object]:
+    """The usage object (xai-api.md 6.8)."""
+    body: dict[str, object] = {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.total,
+        "prompt_tokens_details": {
+            "text_tokens": usage.prompt,
+            "audio_tokens": 0,
+            "image_tokens": 0,
+            "cached_tokens": usage.cached or 0,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+        "num_sources_used": 0,
+    }
+    if cost_ticks is not None:
+        body["cost_in_usd_ticks"] = cost_ticks
+    return body
+
+
+def _call_body(call: ToolCall) -> dict[str, object]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+class ChatRenderer:
+    """One streamed answer as chat.completion.chunk frames.
+
+    The parts of a frame that never change are encoded once: a frame per token is the hot path.
+    """
+
+    def __init__(self, *, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._head = b""
+        self._tail = b""
+        self._begun: set[int] = set()
+        self._calls: dict[int, int] = {}
+
+    def feed(self, event: Event) -> bytes:
+        match event:
+            case TextDelta():
+                choice = event.choice
+                if choice in self._begun:
+                    return b'%b%d,"delta":{"content":%b},"finish_reason":null}]%b' % (
+                        self._head,
+                        choice,
+                        _encode(event.text),
+                        self._tail,
+                    )
+                return self._first(choice, {"content": event.text})
+            case ReasoningDelta():
+                return self._delta(event.choice, {"reasoning_content": event.text})
+            case ToolCall():
+                return self._call(event)
+            case Started():
+                return self._start(event)
+            case Finished():
+                return self._finish(event)
+            case Failed(error):
+                return openai_errors.frame(error)
+            case UsageSoFar():
+                return b""
+            case _:
+                assert_never(event)
+
+    def _start(self, start: Started) -> bytes:
+        self._head = (
+            b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[{"index":'
+            % (start.id.encode(), start.created, _encode(start.model))
+        )
+        self._tail = b',"system_fingerprint":%b}\n\n' % _encode(start.fingerprint)
+        return b""
+
+    def _first(self, choice: int, delta: dict[str, object]) -> bytes:
+        """The role goes with the first piece of each choice."""
+        self._begun.add(choice)
+        return self._chunk(choice, {"role": "assistant", **delta})
+
+    def _delta(self, choice: int, delta: dict[str, object]) -> bytes:
+        return self._chunk(choice, delta) if choice in self._begun else self._first(choice, delta)
+
+    def _chunk(self, choice: int, delta: dict[str, object], reason: bytes = b"null") -> bytes:
+        return b'%b%d,"delta":%b,"finish_reason":%b}]%b' % (self._head, choice, _encode(delta), reason, self._tail)
+
+    def _call(self, call: ToolCall) -> bytes:
+        """Whole calls, one delta each (xai-api.md 6.7)."""
+        number = self._calls.get(call.choice, 0)
+        self._calls[call.choice] = number + 1
+        return self._delta(call.choice, {"tool_calls": [{"index": number, **_call_body(call)}]})
+
+    def _finish(self, end: Finished) -> bytes:
+        frames = []
+        for choice, reason in enumerate(end.reasons):
+            if choice not in self._begun:
+                frames.append(self._first(choice, {"content": ""}))
+            frames.append(self._chunk(choice, {}, _encode(FINISH_REASON[reason])))
+        if self._include_usage:
+            head = self._head.removesuffix(b'{"index":')
+            frames.append(b'%b],"usage":%b%b' % (head, _encode(usage_body(end.usage, end.cost_ticks)), self._tail))
+        frames.append(sse.DONE)
+        return b"".join(frames)
+
+
+def _choice_body(index: int, choice: Choice) -> dict[str, object]:
+    message: dict[str, object] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.calls:
+        message["tool_calls"] = [_call_body(call) for call in choice.calls]
+    return {"index": index, "message": message, "finish_reason": FINISH_REASON[choice.reason], "logprobs": None}
+
+
+class ChatAsked:
+    """A parsed chat completion request."""
+
+    __slots__ = ("_include_usage", "generation")
+
+    def __init__(self, asked: _Request) -> None:
+        self.generation = _generation(asked)
+        self._include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        if asked.stream_options is not None and not asked.stream:
+            raise BadRequest("`stream_options` needs `stream: true`.", param="stream_options", code="invalid_value")
+
+    def renderer(self) -> ChatRenderer:
+        return ChatRenderer(include_usage=self._include_usage)
+
+    def whole(self, completion: Completion) -> bytes:
+        return _encode(
+            {
+                "id": f"chatcmpl-{completion.id}",
+                "object": "chat.completion",
+                "created": completion.created,
+                "model": completion.model,
+                "choices": [_choice_body(index, choice) for index, choice in enumerate(completion.choices)],
+                "usage": usage_body(completion.usage, completion.cost_ticks),
+                "system_fingerprint": completion.fingerprint,
+            }
+        )
+
+
+class OpenAIChat:
+    """The dialect."""
+
+    endpoint = "chat"
+
+    def parse(self, body: bytes) -> ChatAsked:
+        """Raises `BadRequest`; `Undecodable` where a field is missing or has the wrong type."""
+        return ChatAsked(decode(_DECODER, body))
+
+    def error(self, error: JubalError) -> ErrorReply:
+        return openai_errors.reply(error)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.server import Server
+
+
+@pytest.fixture(scope="module")
+def used(echo_server: Server) -> Cli:
+    """A home whose server was asked three things by two keys."""
+    cli = Cli(echo_server.home)
+    other = cli.json("keys", "create", "--name", "other")
+    for text, key in (("one", echo_server.key), ("one two", other["key"]), ("one two three", echo_server.key)):
+        assert cli("chat", "-m", text, "--url", echo_server.url, "--key", key).stdout == f"{text}\n"
+    return cli
+
+
+def test_rows(used: Cli) -> None:
+    rows = used.json("usage")
+    assert [row["completion_tokens"] for row in rows] == [1, 2, 3], "newest last"
+    row = rows[0]
+    assert set(row) >= {
+        "request_id", "model", "status", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens",
+        "cost_in_usd_ticks", "key_id", "team_id", "engine", "endpoint", "stream", "latency_ms", "first_token_ms",
+        "created", "error_code",
+    }  # fmt: skip
+    assert (row["model"], row["status"], row["engine"], row["endpoint"]) == ("grok-4", "ok", "local", "chat")
+    assert (row["stream"], row["error_code"]) == (True, None)
+    assert row["cost_in_usd_ticks"] == row["prompt_tokens"] * 30_000 + row["completion_tokens"] * 150_000
+    assert 0 < row["first_token_ms"] <= row["latency_ms"] < 10_000
+
+
+def test_the_newest(used: Cli) -> None:
+    assert [row["completion_tokens"] for row in used.json("usage", "--limit", "2")] == [2, 3]
+
+
+def test_of_a_key(used: Cli) -> None:
+    (other,) = (key for key in used.json("keys", "list") if key["name"] == "other")
+    for text in (other["id"], other["id"][:8], "other"):
+        assert [row["completion_tokens"] for row in used.json("usage", "--key", text)] == [2]
+
+
+def test_of_a_team(used: Cli) -> None:
+    used.json("teams", "create", "--name", "idle")
+    assert used.json("usage", "--team", "idle") == []
+    assert len(used.json("usage", "--team", "default")) == 3
+
+
+def test_of_what_is_not_there(used: Cli) -> None:
+    for args in (["--key", "nobody"], ["--team", "nobody"]):
+        done = used("usage", *args)
+        assert done.exit_code == 1
+        assert "nobody" in done.stderr
+
+
+def test_for_people(used: Cli) -> None:
+    shown = used("usage").stdout
+    assert len(re.findall(r"grok-4 +ok", shown)) == 3
+    assert re.search(r"\n3 requests: [\d,]+ prompt tokens \(0 cached\), 6 answer tokens, 0\.\d{6} USD\n$", shown)
+
+
+def test_usage_outlives_its_key(used: Cli) -> None:
+    (other,) = (key for key in used.json("keys", "list") if key["name"] == "other")
+    used.json("keys", "delete", other["id"])
+    assert [row["completion_tokens"] for row in used.json("usage", "--key", other["id"])] == [2]

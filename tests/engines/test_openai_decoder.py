@@ -1,0 +1,307 @@
+"""Streams as upstreams really send them, each named for its quirk."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jubal.core.errors import AtCapacity, BadRequest, ContextTooLong, EngineBroken, EngineUnavailable, JubalError
+from jubal.core.events import EngineEvent, ReasoningDelta, TextDelta, ToolCall, TurnEnded, UsageSoFar
+from jubal.core.generation import (
+    Bounds,
+    FunctionTool,
+    Generation,
+    ImagePart,
+    JsonOutput,
+    Message,
+    NamedTool,
+    PastCall,
+    Sampling,
+    TextPart,
+    Tools,
+)
+from jubal.core.usage import Usage
+from jubal.engines.openai_compat import ChatDecoder, _reported, chat_body, retry_delay_s
+
+
+def decode(*payloads: object, choices: int = 1) -> list[EngineEvent]:
+    decoder = ChatDecoder(choices)
+    seen: list[EngineEvent] = []
+    for payload in payloads:
+        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        seen += decoder.feed(b"data: " + data + b"\n\n")
+    return seen + list(decoder.finish())
+
+
+def text(content: str | None, reason: str | None = None, **more: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": reason}], **more}
+
+
+STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+
+def test_no_done_but_a_finish_reason_is_a_whole_answer() -> None:
+    assert decode(text("a"), STOP) == [TextDelta("a"), TurnEnded(("stop",), None)]
+
+
+def test_no_usage_is_told_as_unknown_not_as_zero() -> None:
+    assert decode(text("a"), STOP, b"[DONE]")[-1] == TurnEnded(("stop",), None)
+
+
+def test_nothing_after_done_counts() -> None:
+    assert decode(text("a"), b"[DONE]", text("b")) == [TextDelta("a"), TurnEnded(("stop",), None)]
+
+
+def test_role_only_and_empty_deltas_are_no_events() -> None:
+    seen = decode(
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}, text(None), text("a"), STOP
+    )
+    assert seen == [TextDelta("a"), TurnEnded(("stop",), None)]
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_both_names_of_reasoning(field: str) -> None:
+    seen = decode({"choices": [{"index": 0, "delta": {field: "hm"}}]}, STOP)
+    assert seen[0] == ReasoningDelta("hm")
+
+
+@pytest.mark.parametrize(
+    ("usage", "core"),
+    [
+        ({"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}, Usage(9, 5)),
+        # OpenAI and vLLM: completion holds the reasoning
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 5,
+                "total_tokens": 14,
+                "completion_tokens_details": {"reasoning_tokens": 3},
+            },
+            Usage(9, 2, None, 3),
+        ),
+        # xAI: it does not
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 5,
+                "total_tokens": 17,
+                "completion_tokens_details": {"reasoning_tokens": 3},
+            },
+            Usage(9, 5, None, 3),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 99}},
+            Usage(9, 0, 9),
+        ),
+    ],
+)
+def test_reasoning_is_taken_out_of_completion_where_it_is_in(usage: object, core: Usage) -> None:
+    seen = decode(text("a"), STOP, {"choices": [], "usage": usage}, b"[DONE]")
+    assert seen[-1] == TurnEnded(("stop",), core)
+
+
+def test_llama_cpp_timings_become_one_exact_count() -> None:
+    timings = {"cache_n": 24, "prompt_n": 6, "predicted_n": 1}
+    seen = decode(text("a", timings=timings), text("b", timings=timings), STOP)
+    assert [event for event in seen if isinstance(event, UsageSoFar)] == [UsageSoFar(Usage(30, 1, 24))]
+
+
+def test_call_arguments_in_pieces_become_one_call() -> None:
+    def call(**function: object) -> dict[str, object]:
+        return {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, **function}]}}]}
+
+    seen = decode(
+        call(id="call_9", function={"name": "f"}),
+        call(function={"arguments": '{"a"'}),
+        call(function={"arguments": ":1}"}),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+    )
+    assert seen == [ToolCall("call_9", "f", '{"a":1}'), TurnEnded(("tool_calls",), None)]
+
+
+def test_a_surrogate_pair_cut_in_half() -> None:
+    first = b'{"choices":[{"index":0,"delta":{"content":"a\\ud83e"}}]}'
+    second = b'{"choices":[{"index":0,"delta":{"content":"\\udd8ab"}}]}'
+    seen = decode(first, second, STOP)
+    assert "".join(event.text for event in seen if isinstance(event, TextDelta)) == "a\U0001f98ab"
+    for event in seen:
+        if isinstance(event, TextDelta):
+            event.text.encode()  # every piece is Unicode by itself
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_utf8_cut_between_two_events(cut: int) -> None:
+    fox = "\U0001f98a".encode()
+    events = [
+        b'{"choices":[{"index":0,"delta":{"content":"' + part + b'"}}]}'
+        for part in (b"a" + fox[:cut], fox[cut:] + b"b")
+    ]
+    seen = decode(*events, STOP)
+    assert "".join(event.text for event in seen if isinstance(event, TextDelta)) == "a\U0001f98ab"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"error": {"message": "boom", "code": 500}},
+        {"error": "boom", "code": "internal"},
+        {"error": {"message": "boom", "type": "server_error"}, "choices": []},
+    ],
+)
+def test_an_error_frame_ends_the_answer_after_what_came_before(frame: object) -> None:
+    decoder = ChatDecoder(1)
+    seen = []
+    wire = b"data: " + json.dumps(text("a")).encode() + b"\n\ndata: " + json.dumps(frame).encode() + b"\n\n"
+    with pytest.raises(EngineBroken, match="boom"):
+        seen.extend(decoder.feed(wire))
+    assert seen == [TextDelta("a")]
+
+
+@pytest.mark.parametrize("junk", [b"<html>", b"{", b"[]", b"7", b'{"choices":7}', b"\xff", b"[" * 100_000])
+def test_junk_is_a_broken_engine(junk: bytes) -> None:
+    with pytest.raises(EngineBroken):
+        decode(junk)
+
+
+def test_a_choice_that_nobody_asked_for() -> None:
+    with pytest.raises(EngineBroken):
+        decode({"choices": [{"index": 3, "delta": {"content": "a"}}]})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["choices", "delta", "index", "content", "usage", "error", "x"]), inner, max_size=4)))  # fmt: skip
+def test_any_json_is_events_or_a_core_error(tree: object) -> None:
+    try:
+        decode(json.dumps(tree).encode())
+    except JubalError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"error": {"message": "bad temperature"}}, BadRequest),
+        (
+            400,
+            {"error": {"type": "exceed_context_size_error", "message": "m", "n_prompt_tokens": 9, "n_ctx": 8}},
+            ContextTooLong,
+        ),
+        (400, {"error": {"code": "context_length_exceeded", "message": "m"}}, ContextTooLong),
+        (401, {"error": {"message": "bad key sk-upstream-secret"}}, EngineBroken),
+        (404, {"detail": "no model"}, EngineBroken),
+        (429, {}, AtCapacity),
+        (498, {}, AtCapacity),
+        (500, "oops", EngineBroken),
+        (503, {"error": "loading"}, EngineUnavailable),
+    ],
+)
+def test_http_errors(status: int, body: object, kind: type[JubalError]) -> None:
+    error = _reported(status, json.dumps(body).encode(), "7")
+    assert type(error) is kind
+    assert "secret" not in error.message, "an upstream's 401 may quote its key"
+
+
+def test_context_error_has_both_numbers() -> None:
+    body = {"error": {"type": "exceed_context_size_error", "message": "m", "n_prompt_tokens": 9000, "n_ctx": 8192}}
+    error = _reported(400, json.dumps(body).encode())
+    assert "9000" in error.message
+    assert "8192" in error.message
+
+
+def test_the_body_has_what_was_asked_and_nothing_else() -> None:
+    turn = Generation(
+        "m",
+        (
+            Message("user", (TextPart("look"), ImagePart("https://x/y.png", "low"))),
+            Message("assistant", (), calls=(PastCall("c1", "f", "{}"),)),
+            Message("tool", (TextPart("ok"),), tool_call_id="c1"),
+        ),
+        Sampling(temperature=0.0, stop=("\n",), seed=7),
+        Bounds(tokens_max=5),
+        choices=2,
+    )
+    assert json.loads(chat_body(turn, extra={"cache_prompt": True})) == {
+        "model": "m",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "look"},
+                    {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            },
+            {"role": "tool", "content": "ok", "tool_call_id": "c1"},
+        ],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": 5,
+        "temperature": 0.0,
+        "seed": 7,
+        "stop": ["\n"],
+        "n": 2,
+        "cache_prompt": True,
+    }
+
+
+def test_tools_and_output_are_sent_as_they_were_asked_for() -> None:
+    turn = Generation(
+        "m",
+        (Message("user", (TextPart("hi"),)),),
+        tools=Tools(
+            (FunctionTool("f", "d", '{"type":"object"}', True), FunctionTool("g")), NamedTool("f"), parallel=False
+        ),
+        output=JsonOutput('{"type":"object"}', "n"),
+        live=False,
+    )
+    body = json.loads(chat_body(turn))
+    assert body["tools"] == [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
+        },
+        {
+            "type": "function",
+            "function": {"name": "g", "description": "", "parameters": {"type": "object", "properties": {}}},
+        },
+    ]
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "f"}}
+    assert body["parallel_tool_calls"] is False
+    assert body["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True},
+    }
+    assert "stream" not in body
+
+
+def test_a_whole_answer_is_the_same_events() -> None:
+    message = {
+        "role": "assistant",
+        "content": "hi",
+        "reasoning_content": "hm",
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
+    body = {
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+    assert list(ChatDecoder(1).whole(json.dumps(body).encode())) == [
+        ReasoningDelta("hm"),
+        TextDelta("hi"),
+        ToolCall("c1", "f", "{}"),
+        TurnEnded(("tool_calls",), Usage(5, 2)),
+    ]
+
+
+def test_retry_delays() -> None:
+    assert [retry_delay_s(attempt, None, 0.0) for attempt in range(3)] == [1.0, 2.0, 4.0]
+    assert retry_delay_s(0, None, 1.0) == 2.0
+    assert retry_delay_s(0, 5.0, 0.0) == 5.0
+    assert retry_delay_s(0, 3600.0, 0.0) is None

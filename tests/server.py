@@ -1,0 +1,192 @@
+"""A really started server: `python -m jubal serve` in a process of its own, on a free port, with a home of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT_S = 60.0
+
+
+def jubal(*args: str, home: Path, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "jubal", *args],
+        env=environment(home, **env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def environment(home: Path, **env: str) -> dict[str, str]:
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("JUBAL_", "XAI_", "OPENAI_"))}
+    return {**base, "JUBAL_HOME": str(home), "PYTHONUNBUFFERED": "1", **env}
+
+
+@dataclass
+class Server:
+    home: Path
+    process: subprocess.Popen[str]
+    port: int
+    key: str
+    log: Path
+    config: Path | None = None
+    output: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = "",
+        headers: dict[str, str] | None = None,
+        timeout: float = 60,
+    ) -> tuple[int, dict[str, str], Any]:
+        """(status, headers with lower-case names, body decoded from JSON where it is JSON). key: "" for the server's own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        sent = {"content-type": "application/json", **(headers or {})}
+        if key is not None:
+            sent["authorization"] = f"Bearer {key or self.key}"
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        try:
+            connection.request(method, path, raw, sent)
+            response = connection.getresponse()
+            data = response.read()
+        finally:
+            connection.close()
+        names = {name.lower(): value for name, value in response.getheaders()}
+        if names.get("content-type", "").startswith("application/json") and data:
+            return response.status, names, json.loads(data)
+        return response.status, names, data
+
+    def chat(self, body: dict[str, Any] | None = None, **fields: Any) -> tuple[int, dict[str, str], Any]:
+        whole = {
+            "model": "grok-4",
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 16,
+            **(body or {}),
+            **fields,
+        }
+        return self.request("POST", "/v1/chat/completions", whole)
+
+    def usage(self) -> list[dict[str, Any]]:
+        done = jubal("usage", "--json", "--limit", "100000", home=self.home, **self._config_env())
+        assert done.returncode == 0, done.stderr
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+
+    def command(self, *args: str) -> Any:
+        """A jubal command's JSON answer."""
+        done = jubal(*args, "--json", home=self.home, **self._config_env())
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def _config_env(self) -> dict[str, str]:
+        return {"JUBAL_CONFIG": str(self.config)} if self.config else {}
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self, timeout: float = 20) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+def start(
+    home: Path, *, config: str | None = None, args: Sequence[str] = (), wait: bool = True, port: int = 0, **env: str
+) -> Server:
+    """Starts a server; `wait`: until every engine is ready. config: text of a configuration file."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "serve.log"
+    file = None
+    if config is not None:
+        file = home / "jubal.toml"
+        file.write_text(config)
+        args = ["--config", str(file), *args]
+    with log.open("a") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jubal", "serve", "--port", str(port or free_port()), *args],
+            env=environment(home, **env),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+    chosen = int(process.args[process.args.index("--port") + 1])  # type: ignore[union-attr, index, arg-type]
+    server = Server(home, process, chosen, "", log, file)
+    try:
+        _until_answering(server, wait)
+        server.key = (home / "first-key").read_text().strip() if (home / "first-key").exists() else ""
+    except BaseException:
+        server.kill()
+        raise
+    return server
+
+
+def _until_answering(server: Server, ready: bool) -> None:
+    until = time.monotonic() + START_TIMEOUT_S
+    last: object = None
+    while time.monotonic() < until:
+        assert server.process.poll() is None, f"the server ended:\n{server.log.read_text()[-3000:]}"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, _, last = server.request("GET", "/health", key=None, timeout=2)
+            if status == 200 or not ready:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"not ready after {START_TIMEOUT_S} s: {last}\n{server.log.read_text()[-3000:]}")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(home: Path, *, config: str | None = None, args: Sequence[str] = (), **env: str) -> Iterator[Server]:
+    """A server that is gone at the end, whatever happens."""
+    server = start(home, config=config, args=args, **env)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+            try:
+                server.process.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.process.pid, signal.SIGKILL)
+
+
+def to_upstream(url: str, **keys: object) -> str:
+    """A configuration with grok-4 on an OpenAI-compatible server."""
+    more = "".join(f"{name} = {json.dumps(value)}\n" for name, value in keys.items())
+    return f'[engines.box]\nkind = "openai"\nbase_url = "{url}"\n{more}\n[models."grok-4"]\nengine = "box"\nupstream = "up"\n'
+
+
+ECHO = '[engines.local]\nkind = "echo"\n'

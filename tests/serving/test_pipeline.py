@@ -1,0 +1,286 @@
+"""The pipeline with a scripted engine and everything else in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from jubal.accounts.acl import EVERYTHING, Acl
+from jubal.accounts.keys import Caller
+from jubal.accounts.limits import MemoryLimiter
+from jubal.accounts.usage import UsageRow
+from jubal.core.errors import (
+    AtCapacity,
+    BadRequest,
+    EngineBroken,
+    EngineUnavailable,
+    InternalError,
+    JubalError,
+    NotAllowed,
+    NotIdentified,
+    StoreUnavailable,
+    TooFast,
+    UnknownModel,
+)
+from jubal.core.events import Event, Finished, Started, TextDelta, TurnEnded, UsageSoFar
+from jubal.core.generation import Bounds, Generation, ImagePart, Message, TextPart
+from jubal.core.grammar import ANSWER, Checker
+from jubal.core.model import Catalogue, Model, Weights
+from jubal.core.money import Price
+from jubal.core.tally import estimate_prompt
+from jubal.core.usage import Usage
+from jubal.serving.admission import Admission
+from jubal.serving.pipeline import Pipeline, Served
+from jubal.testing import Hang, ScriptedEngine
+from jubal.testing.engines import Step
+
+CALLER = Caller("key", "team", Acl.parse(EVERYTHING))
+GOOD: Sequence[Step] = (TextDelta("a"), TextDelta("b"), TurnEnded(("stop",), Usage(10, 2, 4)))
+PRICE = Price(3, 1, 5)
+ASKED = Generation("grok-4", (Message("user", (TextPart("hi"),)),))
+
+
+@dataclass
+class Log:
+    rows: list[UsageRow] = field(default_factory=list)
+    error: JubalError | None = None
+    pause_s: float = 0.0
+
+    async def commit(self, row: UsageRow) -> None:
+        await asyncio.sleep(self.pause_s)
+        if self.error:
+            raise self.error
+        self.rows.append(row)
+
+
+class Keys:
+    def identify_cached(self, secret: str) -> Caller | None:
+        return CALLER if secret == "xai-good" else None
+
+    async def identify(self, secret: str) -> Caller:
+        raise NotIdentified("Incorrect API key provided.", given=True)
+
+
+def pipeline(
+    *engines: ScriptedEngine, log: Log | None = None, queued_max: int = 5, running_max: int | None = None
+) -> tuple[Pipeline, Log]:
+    log = log or Log()
+    served = {engine.name: Served(engine, Admission(engine.name, running_max, queued_max)) for engine in engines}
+    names = [engine.name for engine in engines]
+    model = Model(
+        "grok-4", names[0], "up", aliases=("g4",), input=("text", "image"), fallback=tuple(names[1:]), price=PRICE
+    )
+    ids = iter(f"id-{n}" for n in range(100))
+    made = Pipeline(
+        Catalogue.of([model]), served, Keys(), MemoryLimiter(), log, now=lambda: 1000.0, new_id=lambda: next(ids)
+    )
+    return made, log
+
+
+async def run(made: Pipeline, generation: Generation = ASKED, caller: Caller = CALLER) -> list[Event]:
+    admitted = made.admit(caller, "chat", generation, request_id="r1")
+    checker = Checker(ANSWER, generation.choices)
+    seen = []
+    async for event in made.run(admitted):
+        checker.see(event)
+        seen.append(event)
+    checker.end()
+    return seen
+
+
+async def test_a_good_answer() -> None:
+    engine = ScriptedEngine(GOOD)
+    made, log = pipeline(engine)
+    cost = 6 * 3 + 4 * 1 + 2 * 5
+    assert await run(made) == [
+        Started("r1", 1000, "grok-4", "fp_0000000000"),
+        TextDelta("a"),
+        TextDelta("b"),
+        Finished(("stop",), Usage(10, 2, 4), cost),
+    ]
+    assert engine.turns[0].model == "up", "the engine's own name"
+    [row] = log.rows
+    assert (row.request_id, row.status, row.model, row.engine, row.weights) == (
+        "r1",
+        "ok",
+        "grok-4",
+        "scripted",
+        "fp_0000000000",
+    )
+    assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.cost_in_usd_ticks) == (10, 4, 2, cost)
+    assert (row.key_id, row.team_id, row.endpoint, row.stream, row.estimated) == ("key", "team", "chat", True, False)
+    assert row.first_token_us is not None
+    assert row.first_token_us <= row.latency_us
+
+
+async def test_the_row_is_committed_before_the_end_is_passed_on() -> None:
+    made, log = pipeline(ScriptedEngine(GOOD), log=Log(pause_s=0.01))
+    async for event in made.run(made.admit(CALLER, "chat", ASKED, request_id="r1")):
+        assert len(log.rows) == isinstance(event, Finished)
+
+
+async def test_no_end_without_a_row() -> None:
+    made, _ = pipeline(ScriptedEngine(GOOD), log=Log(error=StoreUnavailable("away")))
+    seen: list[Event] = []
+    with pytest.raises(StoreUnavailable):
+        async for event in made.run(made.admit(CALLER, "chat", ASKED, request_id="r1")):
+            seen.append(event)
+    assert not any(isinstance(event, Finished) for event in seen)
+
+
+async def test_usage_that_the_engine_does_not_tell_is_estimated_and_says_so() -> None:
+    made, log = pipeline(ScriptedEngine((TextDelta("a"), TextDelta("b"), TurnEnded(("stop",), None))))
+    last = (await run(made))[-1]
+    assert isinstance(last, Finished)
+    assert last.usage == Usage(estimate_prompt(ASKED), 2)
+    assert log.rows[0].estimated
+
+
+async def test_a_cut_answer_is_one_row_that_charges_what_came() -> None:
+    engine = ScriptedEngine((TextDelta("a"), UsageSoFar(Usage(10, 1, 4)), TextDelta("b"), Hang()))
+    made, log = pipeline(engine)
+    events = made.run(made.admit(CALLER, "chat", ASKED, request_id="r1"))
+    for _ in range(4):
+        await anext(events)
+    task = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await made.drain()
+    assert (engine.cut, engine.running) == (1, 0)
+    [row] = log.rows
+    assert (row.status, row.prompt_tokens, row.completion_tokens) == ("cancelled", 10, 2)
+    assert row.cost_in_usd_ticks == 6 * 3 + 4 + 2 * 5
+    assert row.estimated
+
+
+async def test_closing_the_answer_stops_the_engine_before_it_returns() -> None:
+    engine = ScriptedEngine((TextDelta("a"), Hang()))
+    made, log = pipeline(engine)
+    events = made.run(made.admit(CALLER, "chat", ASKED, request_id="r1"))
+    await anext(events)
+    await events.aclose()
+    assert (engine.cut, engine.running, len(log.rows)) == (1, 0, 1)
+
+
+async def test_a_settlement_survives_a_second_cancellation() -> None:
+    made, log = pipeline(ScriptedEngine((TextDelta("a"), Hang())), log=Log(pause_s=0.05))
+
+    async def consume() -> None:
+        async for _ in made.run(made.admit(CALLER, "chat", ASKED, request_id="r1")):
+            pass
+
+    task = asyncio.ensure_future(consume())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await made.drain()
+    assert len(log.rows) == 1
+
+
+@pytest.mark.parametrize("script", [(EngineBroken("x"),), (TextDelta("a"), EngineBroken("x"))])
+async def test_a_failure_costs_nothing_and_is_one_row(script: Sequence[Step]) -> None:
+    made, log = pipeline(ScriptedEngine(script))
+    with pytest.raises(EngineBroken):
+        await run(made)
+    [row] = log.rows
+    assert (row.status, row.error_code, row.cost_in_usd_ticks) == ("failed", "EngineBroken", 0)
+
+
+async def test_a_bug_is_an_internal_error_without_details() -> None:
+    made, log = pipeline(ScriptedEngine((TextDelta("a"), ZeroDivisionError("secret detail"))))
+    with pytest.raises(InternalError) as caught:
+        await run(made)
+    assert "secret" not in caught.value.message
+    assert log.rows[0].status == "failed"
+
+
+async def test_an_engine_that_forgets_its_end() -> None:
+    made, _ = pipeline(ScriptedEngine((TextDelta("a"),)))
+    with pytest.raises(EngineBroken):
+        await run(made)
+
+
+async def test_a_fallback_is_asked_only_before_the_first_piece() -> None:
+    made, log = pipeline(
+        ScriptedEngine((EngineUnavailable("x"),)),
+        ScriptedEngine(GOOD, name="spare", weights=Weights("w", "fp_1111111111")),
+    )
+    first = (await run(made))[0]
+    assert isinstance(first, Started)
+    assert first.fingerprint == "fp_1111111111"
+    assert log.rows[0].engine == "spare"
+    made, log = pipeline(ScriptedEngine((TextDelta("a"), EngineUnavailable("x"))), ScriptedEngine(GOOD, name="spare"))
+    with pytest.raises(EngineUnavailable):
+        await run(made)
+    assert log.rows[0].engine == "scripted"
+
+
+async def test_a_request_at_fault_is_not_asked_of_the_fallback() -> None:
+    spare = ScriptedEngine(GOOD, name="spare")
+    made, _ = pipeline(ScriptedEngine((BadRequest("x"),)), spare)
+    with pytest.raises(BadRequest):
+        await run(made)
+    assert not spare.turns
+
+
+async def test_a_full_queue_refuses_without_a_row() -> None:
+    made, log = pipeline(ScriptedEngine((TextDelta("a"), Hang())), running_max=1, queued_max=0)
+    first = made.run(made.admit(CALLER, "chat", ASKED, request_id="r1"))
+    await anext(first)
+    with pytest.raises(AtCapacity):
+        await run(made)
+    assert not log.rows
+    await first.aclose()
+
+
+async def test_what_is_refused_before_any_work() -> None:
+    engine = ScriptedEngine(GOOD, weights=Weights("text-only", "fp_0000000000"))
+    made, log = pipeline(engine)
+    with pytest.raises(UnknownModel):
+        await run(made, Generation("grok-99", ASKED.messages))
+    with pytest.raises(NotAllowed):
+        await run(made, caller=Caller("k", "t", Acl.parse(["api-key:endpoint:chat", "api-key:model:other"])))
+    with pytest.raises(NotAllowed):
+        await run(made, caller=Caller("k", "t", Acl.parse(["api-key:endpoint:embed", "api-key:model:*"])))
+    assert await run(
+        made,
+        Generation("g4", ASKED.messages),
+        Caller("k", "t", Acl.parse(["api-key:endpoint:chat", "api-key:model:g4"])),
+    )
+    image = Message("user", (TextPart("look"), ImagePart("https://x/y.png")))
+    with pytest.raises(BadRequest, match=r"grok-4.*text-only") as caught:
+        await run(made, Generation("grok-4", (*ASKED.messages, image)))
+    assert caught.value.param == "messages[1].content"
+    assert len(engine.turns) == 1
+    assert len(log.rows) == 1
+
+
+async def test_tokens_that_were_not_used_are_given_back() -> None:
+    made, _ = pipeline(ScriptedEngine(GOOD))
+    caller = Caller("k", "t", Acl.parse(EVERYTHING), tpm=130)
+    asked = Generation("grok-4", ASKED.messages, bounds=Bounds(100))
+    for _ in range(2):  # 105 tokens are taken each time, 12 used: the second would not fit otherwise
+        await run(made, asked, caller)
+    with pytest.raises(TooFast):
+        await run(made, Generation("grok-4", ASKED.messages, bounds=Bounds(120)), caller)
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic x", "xai-good"])
+async def test_headers_that_are_no_key(header: str | None) -> None:
+    made, _ = pipeline(ScriptedEngine(GOOD))
+    with pytest.raises(NotIdentified) as caught:
+        await made.identify(header)
+    assert not caught.value.given
+
+
+@pytest.mark.parametrize("header", ["Bearer xai-good", "bearer  xai-good ", "BEARER xai-good"])
+async def test_headers_that_are_one(header: str) -> None:
+    made, _ = pipeline(ScriptedEngine(GOOD))
+    assert await made.identify(header) is CALLER

@@ -1,0 +1,187 @@
+"""Configuration files: what is taken, and errors that name file, key and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jubal import catalogue, config
+from jubal.app import LOCAL_DEFAULT, api_key, engine_settings
+from jubal.core.errors import UnknownModel
+from jubal.core.money import Price
+
+EVERYTHING = """
+[server]
+host = "127.0.0.1"
+port = 8001
+grpc_port = 50052
+workers = 1
+body_limit_mb = 8
+drain_s = 5
+[store]
+url = "postgresql://127.0.0.1/jubal"
+[limits]
+url = "memory://"
+[engines.local]
+kind = "llama"
+model = "smollm2-135m"
+context = 4096
+slots = 2
+threads = 1
+gpu_layers = 0
+[engines.box]
+kind = "openai"
+base_url = "http://127.0.0.1:8001/v1"
+api_key = "sk-secret"
+timeout_s = 30
+retries = 2
+max_concurrency = 4
+max_queued = 10
+[engines.xai]
+kind = "xai"
+api_key_env = "XAI_API_KEY"
+[models."grok-4"]
+engine = "box"
+upstream = "name there"
+aliases = ["g4"]
+context = 256000
+input = ["text", "image"]
+reasoning = true
+fallback = ["local"]
+price = { input = 3.0, cached_input = 0.75, output = 15 }
+[tools.web_search]
+provider = "searxng"
+base_url = "http://127.0.0.1:8080"
+allow_private_hosts = ["127.0.0.1"]
+[tools.x_search]
+provider = "archive"
+path = "posts.jsonl"
+[tools.code_execution]
+enabled = false
+timeout_s = 10
+memory_mb = 256
+[tiers.beta]
+monthly_credit_usd = 25
+rpm = 60
+tpm = 100000
+"""
+
+
+def load(tmp_path: Path, text: str, **environ: str) -> config.Settings:
+    file = tmp_path / "jubal.toml"
+    file.write_text(text)
+    return config.load(file, {"JUBAL_HOME": str(tmp_path), **environ})
+
+
+def test_everything_of_the_contract(tmp_path: Path) -> None:
+    settings = load(tmp_path, EVERYTHING)
+    assert settings.server.port == 8001
+    assert settings.store_url == "postgresql://127.0.0.1/jubal"
+    model = catalogue.build(settings).find("g4")
+    assert model.name == "grok-4"
+    assert model.upstream == "name there"
+    assert model.price == Price(30_000, 7_500, 150_000)
+    assert model.fallback == ("local",)
+    assert set(engine_settings(settings, catalogue.build(settings))) == {"box", "local"}
+
+
+def test_no_file_is_the_defaults(tmp_path: Path) -> None:
+    settings = config.load(None, {"JUBAL_HOME": str(tmp_path)})
+    assert settings == config.Settings(home=tmp_path)
+    assert settings.store_url == f"sqlite:///{tmp_path}/jubal.db"
+    assert engine_settings(settings, catalogue.build(settings)) == {"local": LOCAL_DEFAULT}
+
+
+def test_the_environment_names_a_file_too_and_an_argument_wins(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text("[server]\nport = 1\n")
+    two.write_text("[server]\nport = 2\n")
+    environ = {"JUBAL_HOME": str(tmp_path), "JUBAL_CONFIG": str(one)}
+    assert config.load(None, environ).server.port == 1
+    assert config.load(two, environ).server.port == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ("[server]\nprot = 1\n", "server.prot", "Known keys: host, port"),
+        ("[sever]\n", "sever", "Known keys: server, store"),
+        ("[server]\nport = 'x'\n", "server.port", "expected `int`"),
+        ("[server]\nport = 70000\n", "server.port", "<= 65535"),
+        ("[server]\nworkers = 0\n", "server.workers", ">= 1"),
+        ("server = 1\n", "server", "expected `object`"),
+        ("[engines.box]\nkind = 'opnai'\n", "engines.box.kind", "invalid enum value 'opnai'"),
+        ("[engines.box]\n", "engines.box", "missing required field `kind`"),
+        ("[engines.box]\nkind = 'openai'\n", "engines.box.base_url", "http://"),
+        ("[engines.box]\nkind = 'openai'\nbase_url = 'ftp://x'\n", "engines.box.base_url", "ftp://x"),
+        ("[engines.box]\nkind = 'openai'\nbase_url = 'http://x'\nslots = 2\n", "engines.box.slots", "kind `openai`"),
+        ("[engines.local]\nkind = 'llama'\nbase_url = 'http://x'\n", "engines.local.base_url", "kind `llama`"),
+        ("[models.\"grok-4\"]\nengine = 'nowhere'\n", 'models."grok-4".engine', "nowhere"),
+        ("[models.\"grok-4\"]\nfallback = ['nowhere']\n", 'models."grok-4".fallback', "nowhere"),
+        ('[models."grok-4"]\nprice = { inptu = 1 }\n', "models.grok-4.price.inptu", "cached_input"),
+        ('[models."grok-4"]\nprice = { input = -1 }\n', "models.grok-4.price.input", ">= 0"),
+        ("[store]\nurl = 'mysql://root:secret@x'\n", "store.url", "postgresql://"),
+        ("[limits]\nurl = 'memcached://x'\n", "limits.url", "redis://"),
+        ("[tools.web_search]\nprovider = 'bing'\n", "tools.web_search.provider", "bing"),
+        ("[tiers.beta]\nrpm = 0\n", "tiers.beta.rpm", ">= 1"),
+        ("[server\n", "not valid TOML", "line 1"),
+    ],
+)
+def test_errors_name_file_key_and_what_was_expected(tmp_path: Path, text: str, key: str, expected: str) -> None:
+    with pytest.raises(config.ConfigError) as caught:
+        load(tmp_path, text)
+    message = str(caught.value)
+    assert str(tmp_path / "jubal.toml") in message
+    assert key in message
+    assert expected in message
+    assert "secret" not in message
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match="no such file"):
+        config.load(tmp_path / "none.toml", {"JUBAL_HOME": str(tmp_path)})
+
+
+def test_settings_can_be_printed_without_their_secrets(tmp_path: Path) -> None:
+    assert "sk-secret" not in repr(load(tmp_path, EVERYTHING))
+
+
+def test_a_key_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XAI_API_KEY", raising=False)
+    with pytest.raises(config.ConfigError, match=r"\$XAI_API_KEY"):
+        api_key("xai", config.Engine(kind="xai"))
+
+
+def test_own_engines_without_the_local_one_serve_only_what_is_configured(tmp_path: Path) -> None:
+    text = '[engines.box]\nkind = "openai"\nbase_url = "http://127.0.0.1:1/v1"\n[models."grok-4"]\nengine = "box"\n'
+    models = catalogue.build(load(tmp_path, text))
+    assert [model.name for model in models] == ["grok-4"]
+    with pytest.raises(UnknownModel, match="grok-4"):
+        models.find("grok-beta")
+
+
+def test_the_seeds_models_and_prices() -> None:
+    models = {model.name: model for model in catalogue.DEFAULT}
+    assert {
+        "grok-4",
+        "grok-4-fast-reasoning",
+        "grok-4-fast-non-reasoning",
+        "grok-beta",
+        "grok-2-1212",
+        "grok-1",
+    } == set(models)
+    assert models["grok-4"].price == Price.from_usd_per_million(3.00, 0.75, 15.00)
+    assert models["grok-4"].context == 256_000
+    assert models["grok-4-fast-reasoning"].context == 2_000_000
+    assert models["grok-1"].deprecated
+
+
+def test_every_key_is_in_the_reference() -> None:
+    page = (Path(__file__).parent.parent / "docs/reference/configuration.md").read_text()
+    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Engine, config.Model, config.WebSearch, config.XSearch, config.CodeExecution, config.Tier]  # fmt: skip
+    missing = [
+        f"{table.__name__}.{key}" for table in tables for key in table.__struct_fields__ if f"`{key}`" not in page
+    ]
+    assert not missing
