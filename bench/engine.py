@@ -111,8 +111,13 @@ class Server:
                     continue
                 event: dict[str, Any] = json.loads(line[6:])
                 usage = event.get("usage") or usage
-                delta = event["choices"][0]["delta"] if event.get("choices") else {}
-                if delta.get("content") or delta.get("reasoning_content"):
+                choice = event["choices"][0] if event.get("choices") else {"delta": {}}
+                # the finish counts too: a model may have nothing to say, and then that is its first token
+                if (
+                    choice["delta"].get("content")
+                    or choice["delta"].get("reasoning_content")
+                    or choice.get("finish_reason")
+                ):
                     text_times.append(at)
         if not (done and text_times and usage):
             raise BenchError(f"{self.name}: not a whole answer: {b''.join(d for _, d in pieces)[-500:]!r}")
@@ -129,7 +134,7 @@ def question(seed: int) -> str:
 def prefix(seed: int) -> str:
     """About PREFIX_TOKENS tokens that begin unlike any other prefix."""
     pick = random.Random(seed)
-    return f"Notes {pick.random()}. " + " ".join(pick.choices(WORDS, k=PREFIX_TOKENS))
+    return f"Words for tales, list {pick.random()}: " + " ".join(pick.choices(WORDS, k=PREFIX_TOKENS))
 
 
 def single_rate(server: Server, seed: int) -> float:
@@ -151,8 +156,7 @@ def first_token_ms(server: Server, seed: int) -> float:
 def prefix_pair(server: Server, seed: int) -> tuple[Answer, Answer]:
     """A prefix never seen, and the same again under another question."""
     text = prefix(seed)
-    cold = server.ask("What are the notes about?", FIRST_TOKENS, text)
-    return cold, server.ask("Which word comes most often?", FIRST_TOKENS, text)
+    return server.ask(question(seed), FIRST_TOKENS, text), server.ask(question(-seed), FIRST_TOKENS, text)
 
 
 # ---- starting both -------------------------------------------------------------------------------------------------
@@ -174,9 +178,10 @@ def start_jubal(lab: Lab) -> tuple[Server, psutil.Process, list[float]]:
     file = model_file()
     (lab.home / "models").mkdir(parents=True)
     (lab.home / "models" / file.name).symlink_to(file)
-    times = []
+    times: list[float] = []
+    process = None
     for _ in range(2):
-        if times:
+        if process:
             lab.stop(process)
         began = time.monotonic()
         process, port = lab.start_jubal("")
@@ -221,7 +226,7 @@ Measure = Callable[[Server, int], float]
 class EngineBench:
     def __init__(self, lab: Lab, jubal: Server, plain: Server, quick: bool) -> None:
         self.lab, self.jubal, self.plain = lab, jubal, plain
-        self.rounds, self.prefixes = (3, 2) if quick else (9, 5)
+        self.rounds, self.prefixes = (5, 2) if quick else (15, 5)
         self._seed = random.SystemRandom().randrange(10**6) * 1_000  # no two runs ask the same
 
     def seed(self) -> int:
@@ -306,7 +311,8 @@ def run(quick: bool) -> str:
             "target",
             "verdict",
         ]
-        notes = [bench.same_prompts(), f"Engine parameters: `{engine.cmdline()[-1]}`.", lab.quietness()]
+        shown = {name: value for name, value in json.loads(engine.cmdline()[-1]).items() if not isinstance(value, str)}
+        notes = [bench.same_prompts(), f"Engine parameters: {shown}.", lab.quietness()]
         lines = "\n".join(f"- {note}" for note in notes)
         return f"{bench.rounds} interleaved rounds, not pinned.\n\n{table(head, rows)}\n\n{lines}"
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelta, ToolCall
+from jubal.core.events import (
+    Event,
+    Finished,
+    Likely,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+)
 from jubal.core.usage import Usage
 
 ID = "2f0c9b1e-64d7-4a2c-b1f3-7de0a95c4418"
@@ -139,6 +148,35 @@ TABLE = (
             chunk(0, "{}", '"stop"') + chunk(1, "{}", '"length"') + usage_chunk(usage_json(5, 4, 0, 0, 0)) + DONE,
         ),
         choices=2,
+    ),
+    Row(
+        "tokens with their probabilities, one of them half a character",
+        (
+            START,
+            TextDelta(
+                "Hi",
+                0,
+                (
+                    TokenLogprob(
+                        Likely("Hi", -0.25, b"Hi"), (Likely("Hi", -0.25, b"Hi"), Likely("\ufffd", -1.5, b"\xf0\x9f"))
+                    ),
+                ),
+            ),
+            TextDelta("!", 0, (TokenLogprob(Likely("!", 0.0)),)),
+            Finished(("stop",), Usage(5, 2, 0), 0),
+        ),
+        (
+            "",
+            chunk(
+                0,
+                '{"role":"assistant","content":"Hi"},"logprobs":{"content":[{"token":"Hi","logprob":-0.25,"bytes":[72,105],"top_logprobs":['
+                '{"token":"Hi","logprob":-0.25,"bytes":[72,105]},{"token":"\ufffd","logprob":-1.5,"bytes":[240,159]}]}]}',
+            ),
+            chunk(
+                0, '{"content":"!"},"logprobs":{"content":[{"token":"!","logprob":0.0,"bytes":null,"top_logprobs":[]}]}'
+            ),
+            chunk(0, "{}", '"stop"') + usage_chunk(usage_json(5, 2, 0, 0, 0)) + DONE,
+        ),
     ),
     Row(
         "an empty answer still names its role",

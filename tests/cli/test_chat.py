@@ -233,6 +233,7 @@ def test_a_talk(fake: FakeServer, terminal: Terminal) -> None:
 
 def test_ctrl_c_stops_the_answer_alone(fake: FakeServer, terminal: Terminal) -> None:
     terminal.until("\n> ")
+    time.sleep(0.2)  # readline shows its prompt a moment before it listens for signals
     terminal.type("\x03")
     terminal.until("/exit leaves.")
     terminal.until("\n> ")

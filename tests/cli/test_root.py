@@ -125,3 +125,14 @@ def test_a_listing_does_not_load_the_server(tmp_path: Path) -> None:
     jubal("keys", "create", "--name", "a", home=tmp_path)
     run = [sys.executable, "-c", code]
     assert subprocess.check_output(run, text=True, env=environment(tmp_path)).endswith("\n[]\n")
+
+
+def test_a_fault_of_ours_shows_no_locals(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom jubal.cli.root import app\n@app.command('boom')\ndef boom() -> None:\n"
+        "    secret = 'xai-' + 'secret'\n    raise RuntimeError('a bug')\nsys.argv[1:] = ['boom']\napp()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.endswith("RuntimeError: a bug\n")
+    assert "xai-secret" not in done.stderr

@@ -163,7 +163,15 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls", 422),
     ({"response_format": {"type": "xml"}}, "response_format.type", 400),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", 422),
-    ({"logprobs": True}, "logprobs", 400),
+    ({"logprobs": 1}, "logprobs", 422),
+    ({"reasoning_effort": "much"}, "reasoning_effort", 400),
+    ({"reasoning_effort": 3}, "reasoning_effort", 422),
+    ({"top_logprobs": 3}, "top_logprobs", 400),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", 400),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", 400),
+    ({"logit_bias": {"x": 1}}, "logit_bias", 400),
+    ({"logit_bias": {"5": 101}}, "logit_bias", 400),
+    ({"logit_bias": {"5": "a"}}, "logit_bias[...]", 422),
     ({"deferred": True}, "deferred", 400),
     ({"search_parameters": {"mode": "on"}}, "search_parameters", 400),
 ]  # fmt: skip
@@ -206,7 +214,21 @@ values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "image_url", "url", "name", "tool_calls", "function", "arguments", "id"]),
+            st.sampled_from(
+                [
+                    "role",
+                    "content",
+                    "type",
+                    "text",
+                    "image_url",
+                    "url",
+                    "name",
+                    "tool_calls",
+                    "function",
+                    "arguments",
+                    "id",
+                ]
+            ),
             inner,
             max_size=4,
         )
@@ -214,7 +236,22 @@ values = st.recursive(
     max_leaves=12,
 )
 fields = st.sampled_from(
-    ["model", "messages", "temperature", "top_p", "max_tokens", "stop", "seed", "n", "stream", "stream_options", "user", "tools", "logprobs", "x"]
+    [
+        "model",
+        "messages",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stop",
+        "seed",
+        "n",
+        "stream",
+        "stream_options",
+        "user",
+        "tools",
+        "logprobs",
+        "x",
+    ]
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import http.client
 import json
 import os
 import platform
@@ -353,6 +352,8 @@ def _who_serves(server: config.Server) -> Finding:
 
 def _health(host: str, port: int) -> dict[str, Any] | None:
     """What a Jubal says of itself; None where something else answers, or nothing."""
+    import http.client  # slow to import, which every command would pay for
+
     connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_S)
     try:
         connection.request("GET", "/health")

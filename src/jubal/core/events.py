@@ -30,12 +30,33 @@ class Started:
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """A token that could have come at a place. logprob: natural logarithm of its probability, at most 0.
+
+    bytes: what it stands for; None where the engine does not tell. A token can be a part of a character.
+    """
+
+    token: str
+    logprob: float
+    bytes: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The token that came, and the likeliest ones at its place, most likely first."""
+
+    chosen: Likely
+    top: tuple[Likely, ...] = ()
+
+
 @dataclass(slots=True)
 class TextDelta:
-    """A piece of visible text, never empty."""
+    """A piece of visible text, never empty. logprobs: of its tokens, where they were asked for."""
 
     text: str
     choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from jubal.core.events import (
     ReasoningDelta,
     Started,
     TextDelta,
+    TokenLogprob,
     ToolCall,
     UsageSoFar,
 )
@@ -30,6 +31,7 @@ class Choice:
     reasoning: str
     calls: tuple[ToolCall, ...]
     reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class _Open:
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
 class Folder:
@@ -64,7 +67,9 @@ class Folder:
         """Raises the error that a `Failed` event carries."""
         match event:
             case TextDelta():
-                self._choice(event.choice).text.append(event.text)
+                choice = self._choice(event.choice)
+                choice.text.append(event.text)
+                choice.logprobs += event.logprobs
             case ReasoningDelta():
                 self._choice(event.choice).reasoning.append(event.text)
             case ToolCall():
@@ -91,7 +96,9 @@ class Folder:
         choices = []
         for index, reason in enumerate(end.reasons):
             made = self._choice(index)
-            choices.append(Choice("".join(made.text), "".join(made.reasoning), tuple(made.calls), reason))
+            choices.append(
+                Choice("".join(made.text), "".join(made.reasoning), tuple(made.calls), reason, tuple(made.logprobs))
+            )
         start = self._started
         return Completion(
             start.id, start.created, start.model, start.fingerprint, tuple(choices), end.usage, end.cost_ticks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+Effort: TypeAlias = Literal["none", "low", "medium", "high"]
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -114,6 +115,7 @@ class Sampling:
 
     temperature 0..2; top_p (0, 1]; penalties -2..2; seed: any 64-bit integer, for repeatable answers where the engine can;
     stop: up to four strings, none empty, that end the answer and are not part of it.
+    bias: (token id of the engine's own vocabulary, -100..100), added to that token's logit.
     """
 
     temperature: float | None = None
@@ -122,6 +124,7 @@ class Sampling:
     presence_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,8 @@ class Generation:
     live: somebody reads the pieces as they are made. False: only the whole counts, and an engine may fetch it in one go.
     user: the caller's opaque id of its end user.
     cache_key: requests with the same key share a prompt prefix (xai-api.md 22), a hint for placement.
-    output: None for text.
+    reasoning: how much to think before the answer, as a budget; None: the model's own habit.
+    output: None for text. logprobs: tell each token's probability and that of so many likely others, 0..20; None: don't.
     """
 
     model: str
@@ -153,3 +157,5 @@ class Generation:
     cache_key: str | None = None
     tools: Tools = NO_TOOLS
     output: JsonOutput | None = None
+    logprobs: int | None = None
+    reasoning: Effort | None = None

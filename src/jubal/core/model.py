@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from jubal.core.errors import UnknownModel
+from jubal.core.generation import Effort
 from jubal.core.money import FREE, Price
 
 
@@ -32,6 +33,7 @@ class Model:
 
     engine: name of the engine in the configuration. upstream: the name that the engine knows it by.
     context: the window in tokens that is advertised; None: whatever the engine reports.
+    reasoning: it can think before it answers; effort: how much where the request does not say.
     input: what a prompt may hold: "text", "image". created: Unix seconds of release. deprecated: still answers.
     """
 
@@ -42,6 +44,7 @@ class Model:
     context: int | None = None
     input: tuple[str, ...] = ("text",)
     reasoning: bool = False
+    effort: Effort | None = None
     fallback: tuple[str, ...] = ()
     price: Price = FREE
     created: int = 0

@@ -33,8 +33,10 @@ from jubal.core.errors import (
 from jubal.core.events import (
     EngineEvent,
     FinishReason,
+    Likely,
     ReasoningDelta,
     TextDelta,
+    TokenLogprob,
     ToolCall,
     TurnEnded,
     UsageSoFar,
@@ -52,6 +54,7 @@ from jubal.core.generation import (
 from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus, Weights
 from jubal.engines.sse import SSEDecoder
+from jubal.engines.thinking import ThinkSplitter
 
 CONNECT_TIMEOUT_S: Final = 10.0
 END_WAIT_S: Final = 0.25
@@ -82,6 +85,10 @@ def chat_body(turn: Generation, *, extra: Mapping[str, object] | None = None) ->
         "stop": sampling.stop or None,
         "n": turn.choices if turn.choices > 1 else None,
         "user": turn.user,
+        "logprobs": None if turn.logprobs is None else True,
+        "top_logprobs": turn.logprobs or None,
+        "reasoning_effort": turn.reasoning,
+        "logit_bias": {str(token): bias for token, bias in sampling.bias} or None,
     }
     body.update((name, value) for name, value in optional.items() if value is not None)
     if turn.tools.functions:
@@ -163,12 +170,24 @@ class _Delta(msgspec.Struct, gc=False):
     tool_calls: list[_Call] | None = None
 
 
+class _Likely(msgspec.Struct, gc=False):
+    token: str = ""
+    logprob: float = 0.0
+    bytes: list[int] | None = None
+    top_logprobs: list[_Likely] | None = None
+
+
+class _Logprobs(msgspec.Struct, gc=False):
+    content: list[_Likely] | None = None
+
+
 class _Choice(msgspec.Struct, gc=False):
     """delta in a chunk, message in a whole answer."""
 
     index: int = 0
     delta: _Delta | None = None
     message: _Delta | None = None
+    logprobs: _Logprobs | None = None
     finish_reason: str | None = None
 
 
@@ -224,6 +243,8 @@ class ChatDecoder:
         self._calls: dict[tuple[int, int], _OpenCall] = {}
         self._usage: Usage | None = None
         self._mender: _Mender | None = None
+        self._splitters: dict[int, ThinkSplitter] = {}
+        self._decided: set[int] = set()
         self._metered = False
         self._begun = False
         self.ended = False
@@ -276,17 +297,39 @@ class ChatDecoder:
             raise EngineBroken(f"The engine answered choice {index} of {self._choices}.")
         if delta is not None:
             if thought := delta.reasoning_content or delta.reasoning:
+                self._decided.add(index)  # this engine keeps it apart itself
                 yield ReasoningDelta(thought, index)
             if (text := delta.content) or self._mender is not None:
                 if self._mender is not None:
                     text = self._mender.join(index, text or "")
-                if text:
-                    yield TextDelta(text, index)
+                if text and index not in self._decided:
+                    yield from self._split(index, text, choice.logprobs)
+                elif text:
+                    told = choice.logprobs
+                    if told is None or not told.content:
+                        yield TextDelta(text, index)
+                    else:
+                        yield TextDelta(text, index, tuple(map(_token_logprob, told.content)))
             if delta.tool_calls:
                 self._collect(index, delta.tool_calls)
         if choice.finish_reason is not None and index not in self._reasons:
             self._reasons[index] = FINISH_REASON.get(choice.finish_reason, "stop")
+            if index in self._splitters:
+                for is_thought, piece in self._splitters.pop(index).finish():
+                    yield ReasoningDelta(piece, index) if is_thought else TextDelta(piece, index)
             yield from self._whole_calls(index)
+
+    def _split(self, index: int, text: str, told: _Logprobs | None) -> Iterator[TextDelta | ReasoningDelta]:
+        """The beginning of a choice, where `<think>` may stand."""
+        splitter = self._splitters.setdefault(index, ThinkSplitter())
+        for is_thought, piece in splitter.feed(text):
+            if is_thought:
+                yield ReasoningDelta(piece, index)
+            else:
+                likely = tuple(map(_token_logprob, told.content)) if told is not None and told.content else ()
+                yield TextDelta(piece, index, likely)
+        if splitter.decided:
+            self._decided.add(index)
 
     def _collect(self, index: int, calls: list[_Call]) -> None:
         """Pieces of function calls become whole: a call has no meaning before its arguments are complete."""
@@ -364,6 +407,15 @@ class _Mender:
         except UnicodeEncodeError:  # \\uXXXX escapes beside raw bytes: nothing can be held back
             return text
         return decoder.decode(raw)
+
+
+def _token_logprob(told: _Likely) -> TokenLogprob:
+    return TokenLogprob(_likely(told), tuple(map(_likely, told.top_logprobs or ())))
+
+
+def _likely(told: _Likely) -> Likely:
+    raw = told.bytes
+    return Likely(told.token, told.logprob, None if raw is None else bytes(byte & 0xFF for byte in raw))
 
 
 def _usage(told: _Usage) -> Usage:

@@ -24,10 +24,9 @@ from jubal.core.generation import (
     FunctionTool,
     Generation,
     JsonOutput,
-    Message,
     NamedTool,
-    TextPart,
 )
+from jubal.engines.thinking import with_system
 
 PARALLEL_CALLS_MAX: Final = 4
 """Calls in one answer: a small model that may make any number of them makes them until its tokens end."""
@@ -71,7 +70,7 @@ def _without_tools(turn: Generation) -> Generation:
     instructions = _instructions(offered, must=turn.tools.choice != "auto", parallel=turn.tools.parallel)
     return replace(
         turn,
-        messages=_with_system(turn.messages, instructions),
+        messages=with_system(turn.messages, instructions),
         tools=NO_TOOLS,
         output=JsonOutput(json.dumps(answer_schema(turn), ensure_ascii=False), "answer"),
     )
@@ -95,14 +94,6 @@ def _instructions(functions: tuple[FunctionTool, ...], *, must: bool, parallel: 
     many = " Several calls may be in the list." if parallel else " One call only."
     rest = "" if must else '\nIf no function helps, answer with JSON: {"answer": "your answer to the user"}'
     return "You can call these functions:\n" + "\n".join(lines) + f"\n{call}.{many}{rest}"
-
-
-def _with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    """`text` at the end of the first system message, or as one in front: some templates take one at the start only."""
-    first = messages[0] if messages else None
-    if first is not None and first.role in ("system", "developer"):
-        return (replace(first, parts=(*first.parts, TextPart("\n\n" + text))), *messages[1:])
-    return (Message("system", (TextPart(text),)), *messages)
 
 
 def answer_schema(turn: Generation) -> Schema:

@@ -146,6 +146,8 @@ class Pipeline:
         model = self.catalogue.find(generation.model)
         caller.acl.demand(endpoint, model.name, *model.aliases)
         self._check_input(model, generation)
+        if generation.reasoning is None and model.effort is not None:
+            generation = replace(generation, reasoning=model.effort)
         tokens = estimate_prompt(generation) + (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED)
         ticket = self._limiter.take(caller, tokens)
         return Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock())
@@ -163,6 +165,12 @@ class Pipeline:
 
         if generation.tools.wanted and not weights.tools:
             raise refuse("calls no functions", "tools", "tools_not_supported")
+        if generation.reasoning not in (None, "none") and not model.reasoning:
+            raise BadRequest(
+                f"The model `{model.name}` does not reason: leave `reasoning_effort` out.",
+                param="reasoning_effort",
+                code="reasoning_not_supported",
+            )
         if generation.output is not None and not weights.json:
             raise refuse("can't be held to JSON", "response_format", "response_format_not_supported")
         if "image" in model.input and "image" in weights.input:

@@ -16,9 +16,11 @@ from jubal.core.events import (
     Failed,
     Finished,
     FinishReason,
+    Likely,
     ReasoningDelta,
     Started,
     TextDelta,
+    TokenLogprob,
     ToolCall,
     UsageSoFar,
 )
@@ -26,6 +28,7 @@ from jubal.core.fold import Choice, Completion
 from jubal.core.generation import (
     NO_TOOLS,
     Bounds,
+    Effort,
     FunctionTool,
     Generation,
     ImagePart,
@@ -142,11 +145,11 @@ class _Request(msgspec.Struct):
     tool_choice: str | _NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: _ResponseFormat | None = None
-    # Understood so far as to refuse what is not done here, instead of ignoring it in silence.
-    reasoning_effort: str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     logit_bias: dict[str, float] | None = None
+    reasoning_effort: str | None = None
+    # Understood so far as to refuse what is not done here, instead of ignoring it in silence.
     deferred: bool | None = None
     search_parameters: _SearchParameters | None = None
 
@@ -162,9 +165,20 @@ ROLES: Final[dict[str, Role]] = {
     "tool": "tool",
     "function": "tool",  # the old spelling
 }
+EFFORTS: Final[dict[str, Effort]] = {
+    "none": "none",
+    "minimal": "low",  # OpenAI's smallest
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",  # acts as high (xai-api.md 30)
+}
 STOPS_MAX: Final = 4
 CHOICES_MAX: Final = 128
 SEED_BITS: Final = 63
+LOGPROBS_MAX: Final = 20
+"""xAI takes 8 today and took 20 in the seed's year (xai-api.md 6.1); OpenAI takes 20."""
+TOKEN_ID_DIGITS_MAX: Final = 9
 TOOLS_MAX: Final = 350
 TOOL_NAME_MAX: Final = 128
 TOOL_NAME: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{TOOL_NAME_MAX}}}")
@@ -187,15 +201,13 @@ def _generation(asked: _Request) -> Generation:
         cache_key=asked.prompt_cache_key,
         tools=_tools(asked),
         output=_output(asked.response_format),
+        logprobs=_logprobs(asked),
+        reasoning=_effort(asked.reasoning_effort),
     )
 
 
 def _refuse_what_is_not_done(asked: _Request) -> None:
     refused = {
-        "reasoning_effort": asked.reasoning_effort,
-        "logprobs": asked.logprobs,
-        "top_logprobs": asked.top_logprobs,
-        "logit_bias": asked.logit_bias,
         "deferred": asked.deferred,
         "search_parameters": asked.search_parameters and asked.search_parameters.mode not in (None, "off"),
     }
@@ -370,6 +382,19 @@ def _output(wanted: _ResponseFormat | None) -> JsonOutput | None:
     )
 
 
+def _effort(effort: str | None) -> Effort | None:
+    if effort is None:
+        return None
+    found = EFFORTS.get(effort)
+    if found is None:
+        raise BadRequest(
+            f"`reasoning_effort` must be one of {', '.join(EFFORTS)}, got `{effort[:64]}`.",
+            param="reasoning_effort",
+            code="invalid_value",
+        )
+    return found
+
+
 def _sampling(asked: _Request) -> Sampling:
     within("temperature", asked.temperature, 0, 2)
     within("top_p", asked.top_p, 0, 1)
@@ -383,7 +408,22 @@ def _sampling(asked: _Request) -> Sampling:
         asked.presence_penalty,
         asked.seed,
         _stops(asked.stop),
+        tuple(_bias(token, bias) for token, bias in (asked.logit_bias or {}).items()),
     )
+
+
+def _bias(token: str, bias: float) -> tuple[int, float]:
+    if not (token.isascii() and token.isdecimal()) or len(token) > TOKEN_ID_DIGITS_MAX:
+        raise BadRequest(f"`logit_bias` takes token ids, got `{token[:64]}`.", param="logit_bias", code="invalid_value")
+    within("logit_bias", bias, -100, 100)
+    return int(token), bias
+
+
+def _logprobs(asked: _Request) -> int | None:
+    within("top_logprobs", asked.top_logprobs, 0, LOGPROBS_MAX)
+    if asked.top_logprobs and not asked.logprobs:
+        raise BadRequest("`top_logprobs` needs `logprobs: true`.", param="top_logprobs", code="invalid_value")
+    return (asked.top_logprobs or 0) if asked.logprobs else None
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -452,6 +492,20 @@ def _call_body(call: ToolCall) -> dict[str, object]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
+def _logprobs_body(logprobs: tuple[TokenLogprob, ...]) -> dict[str, object]:
+    return {
+        "content": [
+            {**_likely_body(token.chosen), "top_logprobs": [_likely_body(other) for other in token.top]}
+            for token in logprobs
+        ]
+    }
+
+
+def _likely_body(likely: Likely) -> dict[str, object]:
+    raw = None if likely.bytes is None else list(likely.bytes)
+    return {"token": likely.token, "logprob": likely.logprob, "bytes": raw}
+
+
 class ChatRenderer:
     """One streamed answer as chat.completion.chunk frames.
 
@@ -469,6 +523,8 @@ class ChatRenderer:
         match event:
             case TextDelta():
                 choice = event.choice
+                if event.logprobs:
+                    return self._delta(choice, {"content": event.text}, event.logprobs)
                 if choice in self._begun:
                     return b'%b%d,"delta":{"content":%b},"finish_reason":null}]%b' % (
                         self._head,
@@ -476,7 +532,7 @@ class ChatRenderer:
                         _encode(event.text),
                         self._tail,
                     )
-                return self._first(choice, {"content": event.text})
+                return self._delta(choice, {"content": event.text})
             case ReasoningDelta():
                 return self._delta(event.choice, {"reasoning_content": event.text})
             case ToolCall():
@@ -500,16 +556,24 @@ class ChatRenderer:
         self._tail = b',"system_fingerprint":%b}\n\n' % _encode(start.fingerprint)
         return b""
 
-    def _first(self, choice: int, delta: dict[str, object]) -> bytes:
+    def _delta(self, choice: int, delta: dict[str, object], logprobs: tuple[TokenLogprob, ...] = ()) -> bytes:
         """The role goes with the first piece of each choice."""
-        self._begun.add(choice)
-        return self._chunk(choice, {"role": "assistant", **delta})
+        if choice not in self._begun:
+            self._begun.add(choice)
+            delta = {"role": "assistant", **delta}
+        return self._chunk(choice, delta, logprobs=logprobs)
 
-    def _delta(self, choice: int, delta: dict[str, object]) -> bytes:
-        return self._chunk(choice, delta) if choice in self._begun else self._first(choice, delta)
-
-    def _chunk(self, choice: int, delta: dict[str, object], reason: bytes = b"null") -> bytes:
-        return b'%b%d,"delta":%b,"finish_reason":%b}]%b' % (self._head, choice, _encode(delta), reason, self._tail)
+    def _chunk(
+        self,
+        choice: int,
+        delta: dict[str, object],
+        reason: bytes = b"null",
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> bytes:
+        likely = b',"logprobs":' + _encode(_logprobs_body(logprobs)) if logprobs else b""
+        return b'%b%d,"delta":%b%b,"finish_reason":%b}]%b' % (
+            self._head, choice, _encode(delta), likely, reason, self._tail,
+        )  # fmt: skip
 
     def _call(self, call: ToolCall) -> bytes:
         """Whole calls, one delta each (xai-api.md 6.7)."""
@@ -521,7 +585,7 @@ class ChatRenderer:
         frames = []
         for choice, reason in enumerate(end.reasons):
             if choice not in self._begun:
-                frames.append(self._first(choice, {"content": ""}))
+                frames.append(self._delta(choice, {"content": ""}))
             frames.append(self._chunk(choice, {}, _encode(FINISH_REASON[reason])))
         if self._include_usage:
             head = self._head.removesuffix(b'{"index":')
@@ -536,7 +600,8 @@ def _choice_body(index: int, choice: Choice) -> dict[str, object]:
         message["reasoning_content"] = choice.reasoning
     if choice.calls:
         message["tool_calls"] = [_call_body(call) for call in choice.calls]
-    return {"index": index, "message": message, "finish_reason": FINISH_REASON[choice.reason], "logprobs": None}
+    logprobs = _logprobs_body(choice.logprobs) if choice.logprobs else None
+    return {"index": index, "message": message, "finish_reason": FINISH_REASON[choice.reason], "logprobs": logprobs}
 
 
 class ChatAsked:
