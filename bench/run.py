@@ -1,9 +1,9 @@
 """`make bench`: measures Jubal on this machine and writes bench/results.md.
 
-    python bench/run.py [--quick] [--only gateway|engine]
+    python bench/run.py [--quick] [--only gateway|engine|tools]
 
 --quick takes about two minutes and says little on a busy machine; a whole run takes about fifteen. With --only, the
-other section of an earlier results.md stays as it is.
+other sections of an earlier results.md stay as they are.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from pathlib import Path
 
 import engine
 import gateway
+import tools
 from lab import HERE, BenchError
 
 RESULTS = HERE / "results.md"
-SECTIONS = {"gateway": ("Gateway", gateway.run), "engine": ("Embedded engine", engine.run)}
+SECTIONS = {
+    "gateway": ("Gateway", gateway.run),
+    "engine": ("Embedded engine", engine.run),
+    "tools": ("Function calling", tools.run),
+}
 INTRODUCTION = """# Bench results
 
 Written by `make bench`; what the figures mean and how they are taken is in bench/README.md. A verdict is that of the median.
@@ -73,7 +78,7 @@ def kept_sections() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--only", choices=SECTIONS, help="one half of the bench")
+    parser.add_argument("--only", choices=SECTIONS, help="one part of the bench")
     chosen = parser.parse_args()
     texts = kept_sections()
     for name in [chosen.only] if chosen.only else SECTIONS:
