@@ -51,6 +51,10 @@ def test_no_usage_is_told_as_unknown_not_as_zero() -> None:
     assert decode(text("a"), STOP, b"[DONE]")[-1] == TurnEnded(("stop",), None)
 
 
+def test_an_error_that_is_null_is_none() -> None:
+    assert decode(text("a", error=None), STOP)[0] == TextDelta("a")
+
+
 def test_nothing_after_done_counts() -> None:
     assert decode(text("a"), b"[DONE]", text("b")) == [TextDelta("a"), TurnEnded(("stop",), None)]
 

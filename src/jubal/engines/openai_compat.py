@@ -1,7 +1,8 @@
 """Engines that speak the OpenAI chat dialect: vLLM, SGLang, TGI, Ollama, llama-server, any provider.
 
 Three layers, each usable alone: `chat_body` and `ChatDecoder` translate and do no I/O; `stream_chat` does one HTTP call;
-`OpenAICompatEngine` adds where to send it, with which key, and when to try again.
+`OpenAICompatEngine` adds where to send it, with which key, and when to try again. A prompt without messages goes through
+openai_text.py instead of the first layer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -51,11 +52,13 @@ from jubal.core.generation import (
     TextPart,
     ToolChoice,
 )
+from jubal.core.tokens import Token
 from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus, Weights
 from jubal.engines.sse import SSEDecoder
 from jubal.engines.thinking import ThinkSplitter
 
+S = TypeVar("S", bound=msgspec.Struct)
 CONNECT_TIMEOUT_S: Final = 10.0
 END_WAIT_S: Final = 0.25
 """How long to wait, after the last event, for the end of the body, so that the connection can be used again."""
@@ -279,7 +282,7 @@ class ChatDecoder:
             chunk = self._decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             chunk = self._mend(payload)
-        if chunk.error and chunk.error != b"null":
+        if bytes(chunk.error) not in (b"", b"null"):
             raise _reported(503 if not self._begun else 200, payload)
         self._begun = True
         for choice in chunk.choices:
@@ -354,7 +357,7 @@ class ChatDecoder:
         """The careful way for chunks whose text is not Unicode: characters cut in half between two events."""
         if self._mender is None:
             self._mender = _Mender()
-        return self._mender.chunk(payload)
+        return self._mender.chunk(payload, _Chunk)
 
 
 class _OpenCall:
@@ -374,7 +377,7 @@ class _Mender:
         self._high: dict[int, str] = {}
         self._raw = False
 
-    def chunk(self, payload: bytes) -> _Chunk:
+    def chunk(self, payload: bytes, kind: type[S]) -> S:
         """Raises `EngineBroken` for what is no chunk at all."""
         try:
             try:
@@ -383,10 +386,9 @@ class _Mender:
             except UnicodeDecodeError:
                 tree = json.loads(payload.decode("latin-1"))  # one character per byte, put together by `join`
                 self._raw = True
-            chunk: _Chunk = msgspec.convert(tree, _Chunk)
+            return msgspec.convert(tree, kind)
         except (ValueError, RecursionError) as error:
-            raise EngineBroken("The engine sent an event that is not a chat completion chunk.") from error
-        return chunk
+            raise EngineBroken("The engine sent an event that is not a completion chunk.") from error
 
     def join(self, index: int, text: str) -> str:
         """What of `text` is whole, with the half that was held back before it."""
@@ -492,6 +494,18 @@ def _seconds(retry_after: str | None) -> float | None:
 # ---------------------------------------------------------------------------------------------- one HTTP call
 
 
+class Decoder(Protocol):
+    """What reads one answer. ended: the last event is out, and nothing that follows counts."""
+
+    ended: bool
+
+    def feed(self, data: bytes) -> Iterator[EngineEvent]: ...
+
+    def whole(self, body: bytes) -> Iterator[EngineEvent]: ...
+
+    def finish(self) -> Iterator[EngineEvent]: ...
+
+
 async def stream_chat(
     session: aiohttp.ClientSession,
     url: str | URL,
@@ -500,8 +514,10 @@ async def stream_chat(
     *,
     headers: Mapping[str, str] | None = None,
     timeout_s: float,
+    decoder: Callable[[int], Decoder] = ChatDecoder,
 ) -> AsyncGenerator[EngineEvent, None]:
     """One POST, answered as a stream or whole, as `body` asks. timeout_s: longest silence, before the first byte and between two.
+    decoder: makes what reads the answer, of the number of choices.
 
     Raises core errors only. When the generator is closed the connection is cut at once: that is what makes an engine stop.
     """
@@ -510,21 +526,21 @@ async def stream_chat(
         response = await session.post(
             url, data=body, headers=headers, timeout=_timeout(timeout_s), allow_redirects=False
         )
-        decoder = ChatDecoder(choices)
+        reader = decoder(choices)
         if response.status != 200:
             raise await _refusal(response)
         if not response.content_type.startswith("text/event-stream"):
-            for event in decoder.whole(await _bounded(response)):
+            for event in reader.whole(await _bounded(response)):
                 yield event
             return
         async for data in response.content.iter_any():
-            for event in decoder.feed(data):
+            for event in reader.feed(data):
                 yield event
-            if decoder.ended:
+            if reader.ended:
                 await _to_the_end(response)
                 break
         else:
-            for event in decoder.finish():
+            for event in reader.finish():
                 yield event
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _translated(error, begun=response is not None) from error
@@ -612,6 +628,7 @@ class OpenAICompatEngine:
         self.kind = kind
         self._base_url = base_url.rstrip("/")
         self._url = URL(self._base_url + "/chat/completions")
+        self._text_url = URL(self._base_url + "/completions")
         self._headers = {"content-type": "application/json"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
@@ -653,18 +670,19 @@ class OpenAICompatEngine:
     async def stream(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         if self._session is None:
             raise EngineUnavailable(f"The engine `{self.name}` is not started.")
-        body = chat_body(turn)
+        url, body, decoder = self._call(turn)
         for attempt in range(self._retries + 1):
             begun = False
             try:
                 async with aclosing(
                     stream_chat(
                         self._session,
-                        self._url,
+                        url,
                         body,
                         turn.choices,
                         headers=self._headers,
                         timeout_s=self._timeout_s,
+                        decoder=decoder,
                     )
                 ) as events:
                     async for event in events:
@@ -677,3 +695,27 @@ class OpenAICompatEngine:
                 if begun or hopeless or attempt == self._retries or delay is None:
                     raise
             await self._sleep(delay)
+
+    def _call(self, turn: Generation) -> tuple[URL, bytes, Callable[[int], Decoder]]:
+        """Where a turn goes, as what, and what reads the answer."""
+        if turn.prompt is None:
+            return self._url, chat_body(turn), ChatDecoder
+        from jubal.engines.openai_text import TextDecoder, text_body  # which builds on this module
+
+        return self._text_url, text_body(turn), TextDecoder
+
+    async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
+        """Raises `BadRequest` where the server has no such ability: it is no part of the OpenAI dialect."""
+        from jubal.engines.openai_tokenize import post_tokenize  # which builds on this module
+
+        if self._session is None:
+            raise EngineUnavailable(f"The engine `{self.name}` is not started.")
+        return await post_tokenize(
+            self._session,
+            self._base_url,
+            model,
+            text,
+            kind=self.kind,
+            headers=self._headers,
+            timeout_s=self._timeout_s,
+        )
