@@ -24,6 +24,7 @@ from jubal.accounts.store import GroupCommit, Store
 from jubal.core.model import Catalogue
 from jubal.engines.base import Engine
 from jubal.serving.admission import Admission
+from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
 from jubal.serving.pipeline import Pipeline, Served
 from jubal.wire.base import Dialect
@@ -107,12 +108,14 @@ class Jubal:
     usage_log: GroupCommit[usage.UsageRow]
     served: dict[str, Served]
     pipeline: Pipeline
+    deferred: Deferred
     http: HttpApp
 
     async def start(self) -> None:
         """Engines begin to load; returns soon."""
         for served in self.served.values():
             await served.engine.start()
+        self.deferred.start()
 
     async def ready(self, names: Iterable[str] | None = None) -> None:
         """Waits for the engines. Raises `EngineUnavailable`."""
@@ -121,6 +124,7 @@ class Jubal:
 
     async def close(self) -> None:
         """Settles what is open, then ends engines and store. No child process is left."""
+        await self.deferred.stop()
         await self.pipeline.drain()
         await self.usage_log.close()
         await asyncio.gather(*(served.engine.close() for served in self.served.values()), return_exceptions=True)
@@ -137,13 +141,16 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     store = store or Store.open(settings.store_url)
     usage_log = GroupCommit(store, usage.record)
     pipeline = Pipeline(models, served, KeyRing(store), MemoryLimiter(), usage_log)
+    dialects = {path: make() for path, make in DIALECTS.items()}
+    deferred = Deferred(store, pipeline, dialects["/v1/chat/completions"])
     http = HttpApp(
         pipeline,
-        {path: make() for path, make in DIALECTS.items()},
+        dialects,
+        deferred=deferred,
         health=lambda: health(served),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )
-    return Jubal(settings, store, usage_log, served, pipeline, http)
+    return Jubal(settings, store, usage_log, served, pipeline, deferred, http)
 
 
 def health(served: dict[str, Served]) -> tuple[int, bytes]:

@@ -172,7 +172,8 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"logit_bias": {"x": 1}}, "logit_bias", 400),
     ({"logit_bias": {"5": 101}}, "logit_bias", 400),
     ({"logit_bias": {"5": "a"}}, "logit_bias[...]", 422),
-    ({"deferred": True}, "deferred", 400),
+    ({"deferred": True, "stream": True}, "deferred", 400),
+    ({"deferred": "yes"}, "deferred", 422),
     ({"search_parameters": {"mode": "on"}}, "search_parameters", 400),
 ]  # fmt: skip
 

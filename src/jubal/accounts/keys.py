@@ -161,6 +161,18 @@ def rotate(conn: Connection, key_id: str, *, now_us: int) -> str:
     return secret
 
 
+def caller_of(conn: Connection, key_id: str, now_us: int) -> Caller:
+    """Who asks with this key, for work that was asked for earlier. Raises `NotAllowed` where it must not be used (any more)."""
+    found = _find(conn, api_keys.c.id == key_id)
+    if found is None:
+        raise NotAllowed("The API key that asked for this has been deleted.", code="key_deleted")
+    key, team_blocked = found
+    if (refusal := _refusal(key, team_blocked, now_us)) is not None:
+        code, message = refusal
+        raise NotAllowed(message, code=code)
+    return _caller(key)
+
+
 def delete(conn: Connection, key_id: str) -> None:
     """Removes a key for good; its usage rows stay. Raises `NotFound`."""
     if conn.execute(api_keys.delete().where(api_keys.c.id == key_id)).rowcount == 0:
@@ -179,12 +191,17 @@ def _change(conn: Connection, key_id: str, now_us: int, **values: Any) -> Key:
     return get(conn, key_id)
 
 
-def _find(conn: Connection, digest: str) -> tuple[Key, bool] | None:
+def _find_digest(conn: Connection, digest: str) -> tuple[Key, bool] | None:
     """The key with this digest, and whether its team is blocked."""
+    return _find(conn, api_keys.c.digest == digest)
+
+
+def _find(conn: Connection, which: sa.ColumnElement[bool]) -> tuple[Key, bool] | None:
+    """The one key that is meant, and whether its team is blocked."""
     query = (
         sa.select(*_PUBLIC, teams_table.c.blocked.label("team_blocked"))
         .join(teams_table, teams_table.c.id == api_keys.c.team_id)
-        .where(api_keys.c.digest == digest)
+        .where(which)
     )
     row = conn.execute(query).mappings().one_or_none()
     return None if row is None else (_key(row), row["team_blocked"])
@@ -314,7 +331,7 @@ class KeyRing:
 
     async def _ask(self, digest: bytes) -> _Entry | None:
         asked_at = self._clock()
-        found = await self._store.run_read(_find, digest.hex())
+        found = await self._store.run_read(_find_digest, digest.hex())
         self._known.pop(digest, None)
         self._unknown.pop(digest, None)
         if found is None:
@@ -330,23 +347,33 @@ class KeyRing:
             done.exception()  # whoever waits has it; where nobody does, the next request asks again
 
     def _entry(self, key: Key, team_blocked: bool, asked_at: float) -> _Entry:
-        left_s = float("inf") if key.expires_us is None else (key.expires_us - self._now_us()) / 1e6
-        refusal = None
-        if key.disabled:
-            refusal = "key_disabled", f"The API key `{key.redacted}` is disabled. Its owner can enable it again."
-        elif key.blocked:
-            refusal = "key_blocked", f"The API key `{key.redacted}` is blocked."
-        elif team_blocked:
-            refusal = "team_blocked", f"The team of the API key `{key.redacted}` is blocked."
-        elif left_s <= 0:
-            refusal = "key_expired", f"The API key `{key.redacted}` has expired."
+        now_us = self._now_us()
+        left_s = float("inf") if key.expires_us is None else (key.expires_us - now_us) / 1e6
+        refusal = _refusal(key, team_blocked, now_us)
         serves_s = left_s if refusal is None else float("inf")
         return _Entry(
-            Caller(key.id, key.team_id, Acl.parse(key.acls), key.rpm, key.tpm, key.management, key.name),
+            _caller(key),
             refusal,
             fresh_until=asked_at + min(self._ttl_s, serves_s),
             stale_until=asked_at + min(2 * self._ttl_s, serves_s),
         )
+
+
+def _refusal(key: Key, team_blocked: bool, now_us: int) -> tuple[str, str] | None:
+    """Code and message of why a key must not be used now; None where it may."""
+    if key.disabled:
+        return "key_disabled", f"The API key `{key.redacted}` is disabled. Its owner can enable it again."
+    if key.blocked:
+        return "key_blocked", f"The API key `{key.redacted}` is blocked."
+    if team_blocked:
+        return "team_blocked", f"The team of the API key `{key.redacted}` is blocked."
+    if key.expires_us is not None and key.expires_us <= now_us:
+        return "key_expired", f"The API key `{key.redacted}` has expired."
+    return None
+
+
+def _caller(key: Key) -> Caller:
+    return Caller(key.id, key.team_id, Acl.parse(key.acls), key.rpm, key.tpm, key.management, key.name)
 
 
 def _put(cache: dict[bytes, T], digest: bytes, value: T, entries_max: int) -> None:

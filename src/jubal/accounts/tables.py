@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
 
 metadata: Final = MetaData(
     naming_convention={  # SQLite can change a constraint later only if it has a name
@@ -90,3 +90,28 @@ usage: Final = Table(
     Index(None, "created_us"),
 )
 """One row per request that an engine was asked for. team_id and key_id are no foreign keys: usage outlives a deleted key."""
+
+deferred: Final = Table(
+    "deferred",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("team_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("status", Integer),
+    Column("result", LargeBinary),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Column("lease", Text),
+    Column("lease_until_us", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Index(None, "state", "lease_until_us"),
+    Index(None, "team_id", "state"),
+    Index(None, "expires_us"),
+)
+"""Requests that are answered later (records/deferred.py).
+
+body: the request as it came; empty once it has ended. state: pending, running, done or failed. status, result: the HTTP status
+and body to answer with. lease: who runs it; lease_until_us: nobody else takes it before.
+"""

@@ -144,6 +144,7 @@ class Generation:
     user: the caller's opaque id of its end user.
     cache_key: requests with the same key share a prompt prefix (xai-api.md 22), a hint for placement.
     reasoning: how much to think before the answer, as a budget; None: the model's own habit.
+    prompt: text to go on from as it stands, without a chat template; then messages are empty. None: answer the messages.
     output: None for text. logprobs: tell each token's probability and that of so many likely others, 0..20; None: don't.
     """
 
@@ -159,3 +160,4 @@ class Generation:
     output: JsonOutput | None = None
     logprobs: int | None = None
     reasoning: Effort | None = None
+    prompt: str | None = None

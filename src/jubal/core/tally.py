@@ -16,7 +16,7 @@ def estimate_prompt(generation: Generation) -> int:
 
     Good enough for rate limits and for an answer that was cut before its engine reported; never used where the engine does.
     """
-    characters = images = 0
+    characters, images = len(generation.prompt or ""), 0
     for message in generation.messages:
         for part in message.parts:
             if isinstance(part, ImagePart):

@@ -1,16 +1,19 @@
-"""An engine without a model: it says the last message back, word by word. For tests, demos and measuring everything else."""
+"""An engine without a model: it says the last message or the prompt back, word by word. For tests, demos and measuring the rest."""
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import AsyncGenerator
 
 from jubal.core.events import EngineEvent, FinishReason, TextDelta, TurnEnded
 from jubal.core.generation import Generation
+from jubal.core.tokens import Token
 from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus, Weights
 
 _WORDS = re.compile(r"\s*\S+\s*$|\s*\S+|\s+")
+TOKEN_ID_MAX = 2**31 - 1
 
 
 class EchoEngine:
@@ -40,8 +43,14 @@ class EchoEngine:
     async def count_tokens(self, model: str, text: str) -> int:
         return len(_words(text))
 
+    async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
+        """An id is a checksum of the word: the same everywhere, and other words can share it."""
+        raw = ((word, word.encode()) for word in _words(text))
+        return tuple(Token(zlib.crc32(data) & TOKEN_ID_MAX, word, data) for word, data in raw)
+
     async def stream(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
-        said, cut = _until_stop(turn.messages[-1].text, turn.sampling.stop)
+        heard = [message.text for message in turn.messages] if turn.prompt is None else [turn.prompt]
+        said, cut = _until_stop(heard[-1], turn.sampling.stop)
         words = _words(said)
         bound = turn.bounds.tokens_max
         reason: FinishReason = "length" if bound is not None and len(words) > bound and not cut else "stop"
@@ -49,7 +58,7 @@ class EchoEngine:
         for choice in range(turn.choices):
             for word in words:
                 yield TextDelta(word, choice)
-        prompt = sum(len(_words(message.text)) for message in turn.messages)
+        prompt = sum(len(_words(text)) for text in heard)
         yield TurnEnded((reason,) * turn.choices, Usage(prompt, len(words) * turn.choices, 0))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import aclosing
 from typing import Any, Final, TypeAlias
@@ -16,6 +17,7 @@ import structlog
 
 from jubal.accounts.keys import Caller
 from jubal.core.errors import (
+    BadRequest,
     BodyTooLarge,
     InternalError,
     JubalError,
@@ -26,6 +28,7 @@ from jubal.core.errors import (
 )
 from jubal.core.events import Failed
 from jubal.core.fold import Folder
+from jubal.serving.deferred import Deferred
 from jubal.serving.outbox import Outbox
 from jubal.serving.pipeline import Admitted, Pipeline
 from jubal.wire import openai_errors, openai_models, sse
@@ -42,6 +45,8 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 JSON: Final = b"application/json"
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """Caches and buffering proxies must let each token through when it comes."""
+DEFERRED: Final = "/v1/chat/deferred-completion/"
+REQUEST_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 WATCH_AFTER_S: Final = 0.03
 """When a request is first watched for a client that leaves; design: the engine's work stops within 0.1 s."""
 DISCARD_S: Final = 5.0
@@ -161,10 +166,12 @@ class HttpApp:
         pipeline: Pipeline,
         dialects: dict[str, Dialect],
         *,
+        deferred: Deferred,
         health: Callable[[], tuple[int, bytes]],
         body_bytes_max: int,
     ) -> None:
         self._pipeline = pipeline
+        self._deferred = deferred
         self._body_bytes_max = body_bytes_max
         self._health = health
         self._work: set[asyncio.Task[Any]] = set()
@@ -175,7 +182,10 @@ class HttpApp:
         }
         for path, dialect in dialects.items():
             self._routes[path] = {"POST": self._generation_by(dialect)}
-        self._prefixes: dict[str, dict[str, Handler]] = {"/v1/models/": {"GET": self._get_model}}
+        self._prefixes: dict[str, dict[str, Handler]] = {
+            "/v1/models/": {"GET": self._get_model},
+            DEFERRED: {"GET": self._get_deferred},
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -236,6 +246,18 @@ class HttpApp:
         caller.acl.demand("models", model.name, *model.aliases)
         await exchange.reply(200, openai_models.single(model, self._pipeline.weights(model)))
 
+    async def _get_deferred(self, exchange: Exchange) -> None:
+        """202 until it has ended, then its answer or its error, once. So not for HEAD, which would lose it."""
+        if exchange.scope["method"] == "HEAD":
+            raise MethodNotAllowed("A deferred completion can only be fetched with GET.", allowed=("GET",))
+        caller = await self._identify(exchange)
+        caller.acl.demand_endpoint("chat")
+        request_id = exchange.path.removeprefix(DEFERRED).rstrip("/").lower()
+        if not REQUEST_ID.fullmatch(request_id):
+            raise BadRequest("`request_id` must be a UUID.", param="request_id", code="invalid_value")
+        status, body = await self._deferred.fetch(caller, request_id)
+        await exchange.reply(status, body)
+
     async def _identify(self, exchange: Exchange) -> Caller:
         return await self._pipeline.identify(exchange.header(b"authorization"))
 
@@ -244,22 +266,27 @@ class HttpApp:
     def _generation_by(self, dialect: Dialect) -> Handler:
         async def handle(exchange: Exchange) -> None:
             try:
-                asked, admitted = await self._admit(exchange, dialect)
+                asked, admitted, body = await self._admit(exchange, dialect)
+                if asked.deferred:
+                    await self._deferred.submit(admitted, body)
+                    await exchange.reply(200, asked.accepted(admitted.request_id), admitted.ticket_headers())
+                    return
                 await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted)
             except JubalError as error:
                 await self._fail(exchange, dialect.error(error))
 
         return handle
 
-    async def _admit(self, exchange: Exchange, dialect: Dialect) -> tuple[Asked, Admitted]:
+    async def _admit(self, exchange: Exchange, dialect: Dialect) -> tuple[Asked, Admitted, bytes]:
         if self._stopping:
             raise Stopping("The server is shutting down.", retry_after_s=1)
         caller = await self._identify(exchange)
         if (exchange.header(b"content-type") or "").startswith("multipart/"):
             raise UnsupportedMedia("Send the request as application/json.")
-        asked = dialect.parse(await exchange.body(self._body_bytes_max))
+        body = await exchange.body(self._body_bytes_max)
+        asked = dialect.parse(body)
         admitted = self._pipeline.admit(caller, dialect.endpoint, asked.generation, request_id=exchange.id)
-        return asked, admitted
+        return asked, admitted, body
 
     async def _whole(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
         """A fold over the same events that a stream renders."""

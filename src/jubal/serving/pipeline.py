@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 
 from jubal.accounts.keys import Caller
-from jubal.accounts.limits import Limiter, Ticket
+from jubal.accounts.limits import UNLIMITED, Limiter, Ticket
 from jubal.accounts.usage import UsageRow
 from jubal.agent import loop
 from jubal.core.errors import BadRequest, EngineError, InternalError, JubalError, NotIdentified
@@ -74,7 +74,10 @@ class Served:
 
 @dataclass(slots=True)
 class Admitted:
-    """A request that may run. tokens_taken: what the token limit was charged at first. began_s: by the pipeline's clock."""
+    """A request that may run. tokens_taken: what the token limit was charged at first. began_s: by the pipeline's clock.
+
+    usage_log: where its usage row goes; None for the pipeline's own.
+    """
 
     request_id: str
     caller: Caller
@@ -84,6 +87,7 @@ class Admitted:
     ticket: Ticket
     tokens_taken: int
     began_s: float
+    usage_log: UsageLog | None = None
 
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
         """x-ratelimit-* of what is limited (xai-api.md 3)."""
@@ -138,8 +142,19 @@ class Pipeline:
             )
         return self._keys.identify_cached(secret) or await self._keys.identify(secret)
 
-    def admit(self, caller: Caller, endpoint: str, generation: Generation, *, request_id: str) -> Admitted:
+    def admit(
+        self,
+        caller: Caller,
+        endpoint: str,
+        generation: Generation,
+        *,
+        request_id: str,
+        later: UsageLog | None = None,
+    ) -> Admitted:
         """Everything that can refuse a request before work begins.
+
+        later: for a request that was admitted before, and put off (`put_off`): its limits are not taken again, and its usage
+        row goes there, so that whoever runs it decides which of its attempts counts.
 
         Raises `UnknownModel`, `NotAllowed`, `BadRequest` for what the model can't take, `TooFast`.
         """
@@ -149,8 +164,12 @@ class Pipeline:
         if generation.reasoning is None and model.effort is not None:
             generation = replace(generation, reasoning=model.effort)
         tokens = estimate_prompt(generation) + (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED)
-        ticket = self._limiter.take(caller, tokens)
-        return Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock())
+        ticket = self._limiter.take(caller, tokens) if later is None else UNLIMITED
+        return Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock(), later)
+
+    def put_off(self, admitted: Admitted, *, kept: bool) -> None:
+        """Closes an admitted request that will not run now. kept: it will run later, and counts as all it may use."""
+        self._limiter.give_back(admitted.ticket, 0 if kept else admitted.tokens_taken)
 
     def weights(self, model: Model) -> Weights:
         """What answers behind `model`."""
@@ -248,7 +267,8 @@ class Pipeline:
         account.settled = True
         self._limiter.give_back(admitted.ticket, admitted.tokens_taken - account.usage.total)
         if account.asked:
-            await self._usage.commit(account.row(int(self._now() * 1_000_000)))
+            log_of = admitted.usage_log or self._usage
+            await log_of.commit(account.row(int(self._now() * 1_000_000)))
 
     async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs `work` to its end even where the caller of this is cancelled meanwhile."""

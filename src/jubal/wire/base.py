@@ -34,10 +34,19 @@ class Asked(Protocol):
     @property
     def generation(self) -> Generation: ...
 
+    @property
+    def deferred(self) -> bool:
+        """The answer is to be kept and fetched later; then `generation.live` is false."""
+        ...
+
     def renderer(self) -> Renderer: ...
 
     def whole(self, completion: Completion) -> bytes:
         """The body of a whole answer."""
+        ...
+
+    def accepted(self, request_id: str) -> bytes:
+        """The body that says by which id a deferred answer can be fetched."""
         ...
 
 

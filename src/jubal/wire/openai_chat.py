@@ -149,8 +149,8 @@ class _Request(msgspec.Struct):
     top_logprobs: int | None = None
     logit_bias: dict[str, float] | None = None
     reasoning_effort: str | None = None
-    # Understood so far as to refuse what is not done here, instead of ignoring it in silence.
     deferred: bool | None = None
+    # Understood so far as to refuse what is not done here, instead of ignoring it in silence.
     search_parameters: _SearchParameters | None = None
 
 
@@ -208,7 +208,6 @@ def _generation(asked: _Request) -> Generation:
 
 def _refuse_what_is_not_done(asked: _Request) -> None:
     refused = {
-        "deferred": asked.deferred,
         "search_parameters": asked.search_parameters and asked.search_parameters.mode not in (None, "off"),
     }
     for name, wanted in refused.items():
@@ -607,13 +606,18 @@ def _choice_body(index: int, choice: Choice) -> dict[str, object]:
 class ChatAsked:
     """A parsed chat completion request."""
 
-    __slots__ = ("_include_usage", "generation")
+    __slots__ = ("_include_usage", "deferred", "generation")
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
         self._include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         if asked.stream_options is not None and not asked.stream:
             raise BadRequest("`stream_options` needs `stream: true`.", param="stream_options", code="invalid_value")
+        self.deferred = bool(asked.deferred)
+        if asked.deferred and asked.stream:
+            raise BadRequest(
+                "`deferred` can't be streamed: leave out `stream`.", param="deferred", code="invalid_value"
+            )
 
     def renderer(self) -> ChatRenderer:
         return ChatRenderer(include_usage=self._include_usage)
@@ -630,6 +634,9 @@ class ChatAsked:
                 "system_fingerprint": completion.fingerprint,
             }
         )
+
+    def accepted(self, request_id: str) -> bytes:
+        return _encode({"request_id": request_id})
 
 
 class OpenAIChat:

@@ -287,8 +287,8 @@ class LlamaEngine:
         async with aclosing(stream_chat(session, url, body, 1, headers=headers, timeout_s=self._timeout_s)) as events:
             async for event in events:
                 process.progressed()
-                if isinstance(event, UsageSoFar) and not event.usage.prompt:
-                    continue  # of a report on the prompt's progress, before anything was counted
+                if isinstance(event, UsageSoFar) and not event.usage.completion:
+                    continue  # from a report on the prompt's progress, which has counted only a part of it
                 yield event
 
     async def count_tokens(self, model: str, text: str) -> int:

@@ -1,0 +1,257 @@
+"""Embedders that speak the OpenAI dialect: vLLM, SGLang, TEI, Ollama, llama-server, any provider.
+
+Three layers, each usable alone: `embeddings_body` and `read_embeddings` translate and do no I/O; `post_embeddings` does one
+HTTP call; `OpenAIEmbedder` adds where to send it, with which key, and when to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import math
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, Literal, TypeAlias
+
+import aiohttp
+import msgspec
+
+from jubal.core.embedding import FLOAT_BYTES, EmbeddingRequest, Embeddings, estimate_prompt, pack, unpack
+from jubal.core.errors import AtCapacity, BadRequest, ContextTooLong, EngineBroken, EngineUnavailable, JubalError
+from jubal.engines.base import EngineStatus, Weights
+from jubal.engines.openai_compat import (
+    CONNECT_TIMEOUT_S,
+    _bounded,
+    _refusal,
+    _reported,
+    _translated,
+    retry_delay_s,
+)
+
+Encoding: TypeAlias = Literal["base64", "float"]
+
+NONSENSE: Final = "engine_nonsense"
+STOPPED: Final = "engine_stopped"
+HOPELESS: Final = frozenset({"engine_credentials", "engine_model_not_found", NONSENSE, STOPPED})
+"""Codes of failures that the next try would meet again."""
+
+# ---------------------------------------------------------------------------------------------- request -> body
+
+
+def embeddings_body(request: EmbeddingRequest, encoding: Encoding) -> bytes:
+    """float is what a server does that is not asked: some refuse the field."""
+    body: dict[str, object] = {"model": request.model, "input": request.texts or request.tokens}
+    if encoding == "base64":
+        body["encoding_format"] = encoding
+    if request.dimensions is not None:
+        body["dimensions"] = request.dimensions
+    if request.user is not None:
+        body["user"] = request.user
+    return msgspec.json.encode(body)
+
+
+# ---------------------------------------------------------------------------------------------- body -> vectors
+
+
+class _Item(msgspec.Struct, gc=False):
+    embedding: str | list[float]
+    index: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    data: list[_Item] = []
+    usage: _Usage | None = None
+    error: msgspec.Raw = msgspec.Raw()  # `Raw | None` would take nothing but null
+
+
+_decode: Final = msgspec.json.Decoder(_Answer).decode
+
+
+def read_embeddings(body: bytes, request: EmbeddingRequest) -> Embeddings:
+    """Raises `EngineBroken` where the body is not one good vector for each input, and the error that an error body stands for."""
+    try:
+        answer = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _nonsense("something that is not a list of embeddings") from error
+    if bytes(answer.error) not in (b"", b"null"):  # a Raw equals no bytes
+        raise _named(_reported(503, body), request)
+    vectors = tuple(_vector(item.embedding) for item in _in_order(answer.data, request.count))
+    lengths = {len(vector) // FLOAT_BYTES for vector in vectors}
+    if len(lengths) != 1 or 0 in lengths:
+        raise _nonsense(f"vectors of {', '.join(map(str, sorted(lengths)))} dimensions")
+    if request.dimensions is not None and lengths != {request.dimensions}:
+        raise BadRequest(
+            f"`dimensions`: the model `{request.model}` has {lengths.pop()}, and its engine does not shorten them.",
+            param="dimensions",
+            code="dimensions_not_supported",
+        )
+    told = answer.usage.prompt_tokens if answer.usage is not None else None
+    if told is None or told < 1:  # Ollama and others send no count, or zero
+        return Embeddings(vectors, estimate_prompt(request), estimated=True)
+    return Embeddings(vectors, told)
+
+
+def _in_order(items: list[_Item], count: int) -> list[_Item]:
+    """By index; as they came where none has one."""
+    if len(items) != count:
+        raise _nonsense(f"{len(items)} vectors for {count} inputs")
+    if all(item.index is None for item in items):
+        return items
+    by_index = {item.index: item for item in items}
+    if by_index.keys() != set(range(count)):
+        raise _nonsense("vectors whose numbers are not those of the inputs")
+    return [by_index[index] for index in range(count)]
+
+
+def _vector(embedding: str | list[float]) -> bytes:
+    try:
+        vector = base64.b64decode(embedding, validate=True) if isinstance(embedding, str) else pack(embedding)
+        # One that is not finite makes the sum so, and the sum of finite 32-bit floats can't overflow.
+        if math.isfinite(sum(unpack(vector))):
+            return vector
+    except (binascii.Error, ValueError) as error:
+        raise _nonsense("a vector that is not base64 of 32-bit floats") from error
+    raise _nonsense("a vector with a number that is not finite")
+
+
+def _nonsense(what: str) -> EngineBroken:
+    return EngineBroken(f"The engine answered {what}.", code=NONSENSE)
+
+
+# ---------------------------------------------------------------------------------------------- one HTTP call
+
+
+async def post_embeddings(
+    session: aiohttp.ClientSession,
+    url: str,
+    request: EmbeddingRequest,
+    *,
+    encoding: Encoding = "base64",
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float,
+) -> Embeddings:
+    """One POST. timeout_s: for all of it. Raises core errors only. When it is cancelled the connection is cut at once."""
+    timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s))
+    body = embeddings_body(request, encoding)
+    response: aiohttp.ClientResponse | None = None
+    try:
+        response = await session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False)
+        if response.status != 200:
+            raise _named(await _refusal(response), request)
+        answer = await _bounded(response)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise _translated(error, begun=response is not None) from error
+    finally:
+        if response is not None:
+            response.close()  # back to the pool when it was read to its end, cut off otherwise
+    return read_embeddings(answer, request)
+
+
+def _named(error: JubalError, request: EmbeddingRequest) -> JubalError:
+    """With the field of an embedding request at fault, as far as the engine's words tell."""
+    if isinstance(error, ContextTooLong):
+        error.param = "input"
+    elif isinstance(error, BadRequest) and request.dimensions is not None and "dimension" in error.message.lower():
+        error.param = "dimensions"
+    return error
+
+
+# ---------------------------------------------------------------------------------------------- the embedder
+
+
+class OpenAIEmbedder:
+    """Any server with an OpenAI-compatible /v1/embeddings.
+
+    base_url: up to and with /v1. retries: further tries after one that failed. context: longest input in tokens if the operator
+    tells, else None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        *,
+        kind: str = "openai",
+        api_key: str | None = None,
+        timeout_s: float = 600,
+        retries: int = 3,
+        context: int | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self._base_url = base_url.rstrip("/")
+        self._url = self._base_url + "/embeddings"
+        self._headers = {"content-type": "application/json"}
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._context = context
+        self._sleep = sleep
+        self._encoding: Encoding = "base64"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                read_bufsize=1 << 18,
+            )
+
+    async def ready(self) -> None:
+        """At once: whether the other side answers is seen when it is asked."""
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def status(self) -> EngineStatus:
+        return EngineStatus("stopped" if self._session is None else "ready")
+
+    def weights(self, model: str) -> Weights:
+        digest = hashlib.sha256(f"{self._base_url} {model}".encode()).hexdigest()
+        return Weights(model, f"fp_{digest[:10]}", self._context)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """One that failed in the middle is asked for again as well: nothing of it was passed on."""
+        for attempt in range(self._retries + 1):
+            try:
+                return await self._ask(request)
+            except (EngineUnavailable, EngineBroken, AtCapacity) as error:
+                delay = retry_delay_s(attempt, error.retry_after_s, random.random())  # noqa: S311
+                if error.code in HOPELESS or attempt == self._retries or delay is None:
+                    raise
+            await self._sleep(delay)
+        raise AssertionError("the last try returns or raises")
+
+    async def _ask(self, request: EmbeddingRequest) -> Embeddings:
+        if self._encoding == "base64":
+            try:
+                return await self._post(request)
+            except BadRequest as error:
+                if "encoding_format" not in error.message:
+                    raise
+                self._encoding = "float"  # a server that does not know base64: lists of numbers from now on
+        return await self._post(request)
+
+    async def _post(self, request: EmbeddingRequest) -> Embeddings:
+        if self._session is None:
+            raise EngineUnavailable(f"The engine `{self.name}` is not started.", code=STOPPED)
+        return await post_embeddings(
+            self._session,
+            self._url,
+            request,
+            encoding=self._encoding,
+            headers=self._headers,
+            timeout_s=self._timeout_s,
+        )

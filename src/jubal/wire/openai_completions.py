@@ -1,0 +1,338 @@
+"""POST /v1/completions: OpenAI's legacy completions as xAI speaks them (xai-api.md 12.1).
+
+The prompt is text to go on from, without a chat template. One prompt for each request: one answer has one prompt everywhere
+below this file.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from typing import Final, assert_never
+
+import msgspec
+
+from jubal.core.errors import BadRequest, JubalError
+from jubal.core.events import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Likely,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+    UsageSoFar,
+)
+from jubal.core.fold import Choice, Completion
+from jubal.core.generation import Bounds, Generation, Sampling
+from jubal.wire import openai_errors, sse
+from jubal.wire.base import ErrorReply
+from jubal.wire.decode import decode, within
+from jubal.wire.openai_chat import CHOICES_MAX, SEED_BITS, _bias, _stops, usage_body
+
+# ---------------------------------------------------------------------------------------------- the request
+
+
+class _StreamOptions(msgspec.Struct, gc=False):
+    include_usage: bool | None = None
+
+
+class _Request(msgspec.Struct):
+    """The body. Unknown fields are ignored, null means unset (xai-api.md 3)."""
+
+    model: str
+    prompt: str | list[str | int | list[int]]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: bool | int | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    user: str | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Request)
+_encode: Final = msgspec.json.Encoder().encode
+
+TOKENS_DEFAULT: Final = 16
+LOGPROBS_MAX: Final = 5
+
+
+def _generation(asked: _Request) -> Generation:
+    if not asked.model:
+        raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
+    prompt = _prompt(asked.prompt)
+    if asked.suffix:
+        raise _unsupported("suffix", "no engine here fills in text before a given end")
+    choices = _choices(asked)
+    logprobs = _logprobs(asked.logprobs)
+    if asked.echo and logprobs is not None:
+        raise _unsupported("echo", "with `logprobs` it needs the prompt's own probabilities, which engines do not tell")
+    return Generation(
+        model=asked.model,
+        messages=(),
+        sampling=_sampling(asked),
+        bounds=Bounds(tokens_max=_tokens_max(asked.max_tokens)),
+        choices=choices,
+        live=bool(asked.stream),
+        user=asked.user,
+        logprobs=logprobs,
+        reasoning="none",  # this dialect has no place for it (xai-api.md 12)
+        prompt=prompt,
+    )
+
+
+def _prompt(given: str | list[str | int | list[int]]) -> str:
+    match given:
+        case "" | [] | [""]:
+            raise BadRequest("`prompt` must not be empty.", param="prompt", code="empty_value")
+        case str(prompt) | [str(prompt)]:
+            return prompt
+        case [str(), *_]:
+            raise BadRequest(
+                f"`prompt`: one prompt for each request, got {len(given)}.", param="prompt", code="too_many"
+            )
+    raise _unsupported("prompt", "send text instead of token ids")
+
+
+def _unsupported(name: str, why: str) -> BadRequest:
+    return BadRequest(f"`{name}` is not supported like this: {why}.", param=name, code="unsupported_parameter")
+
+
+def _choices(asked: _Request) -> int:
+    """best_of makes more answers than it gives; 1 is its default."""
+    within("n", asked.n, 1, CHOICES_MAX)
+    choices = asked.n or 1
+    if asked.best_of not in (None, 1, choices):
+        raise _unsupported("best_of", f"only 1 or the same as `n`, which is {choices}")
+    return choices
+
+
+def _logprobs(wanted: bool | int | None) -> int | None:
+    """OpenAI's number of likely others; true, which is xAI's, for the chosen tokens alone."""
+    if wanted is None or isinstance(wanted, bool):
+        return 0 if wanted else None
+    within("logprobs", wanted, 0, LOGPROBS_MAX)
+    return wanted
+
+
+def _tokens_max(wanted: int | None) -> int:
+    if wanted is None:
+        return TOKENS_DEFAULT
+    if wanted < 1:
+        raise BadRequest(f"`max_tokens` must be at least 1, got {wanted}.", param="max_tokens", code="out_of_range")
+    return min(wanted, 2**31 - 1)
+
+
+def _sampling(asked: _Request) -> Sampling:
+    within("temperature", asked.temperature, 0, 2)
+    within("top_p", asked.top_p, 0, 1)
+    within("frequency_penalty", asked.frequency_penalty, -2, 2)
+    within("presence_penalty", asked.presence_penalty, -2, 2)
+    within("seed", asked.seed, -(2**SEED_BITS), 2**SEED_BITS - 1)
+    return Sampling(
+        asked.temperature,
+        asked.top_p,
+        asked.frequency_penalty,
+        asked.presence_penalty,
+        asked.seed,
+        _stops(asked.stop),
+        tuple(_bias(token, bias) for token, bias in (asked.logit_bias or {}).items()),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the answer
+
+FINISH_REASON: Final[dict[FinishReason, str]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "stop",
+    "content_filter": "content_filter",
+    "turn_limit": "length",
+}
+
+
+class _Probabilities:
+    """The tokens of one choice, as they come, in this dialect's four lists. others: how many likely ones to name."""
+
+    __slots__ = ("_decoder", "_others", "_place")
+
+    def __init__(self, others: int) -> None:
+        self._others = others
+        self._place = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def body(self, tokens: Iterable[TokenLogprob]) -> dict[str, object]:
+        """The chosen token is among the likely ones even where it is none of the likeliest, as OpenAI has it."""
+        names: list[str] = []
+        logprobs: list[float] = []
+        tops: list[dict[str, float]] = []
+        offsets: list[int] = []
+        for token in tokens:
+            chosen = token.chosen
+            names.append(_name(chosen))
+            logprobs.append(chosen.logprob)
+            tops.append({_name(one): one.logprob for one in (*token.top[: self._others], chosen)})
+            offsets.append(self._place)
+            self._place += len(chosen.token if chosen.bytes is None else self._decoder.decode(chosen.bytes))
+        return {
+            "tokens": names,
+            "token_logprobs": logprobs,
+            "top_logprobs": tops if self._others else None,
+            "text_offset": offsets,
+        }
+
+
+def _name(likely: Likely) -> str:
+    """A token that is no whole character by its bytes, as OpenAI writes it: two of them would look the same."""
+    if likely.bytes is not None:
+        try:
+            likely.bytes.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in likely.bytes)
+    return likely.token
+
+
+class TextRenderer:
+    """One streamed answer as text_completion frames.
+
+    echo: said first in every choice. logprobs: how many likely others of each token to name.
+    """
+
+    def __init__(self, *, echo: str, logprobs: int, include_usage: bool) -> None:
+        self._echo = echo
+        self._logprobs = logprobs
+        self._include_usage = include_usage
+        self._head = b""
+        self._tail = b""
+        self._begun: set[int] = set()
+        self._probabilities: dict[int, _Probabilities] = {}
+
+    def feed(self, event: Event) -> bytes:
+        match event:
+            case TextDelta(text, choice, logprobs):
+                return self._begin(choice) + self._chunk(choice, text, logprobs=logprobs)
+            case Started():
+                return self._start(event)
+            case Finished():
+                return self._finish(event)
+            case Failed(error):
+                return openai_errors.frame(_in_our_words(error))
+            case ReasoningDelta() | ToolCall() | UsageSoFar():
+                return b""  # neither is asked for here
+            case _:
+                assert_never(event)
+
+    def _start(self, start: Started) -> bytes:
+        self._head = b'data: {"id":"cmpl-%b","object":"text_completion","created":%d,"model":%b,"choices":[' % (
+            start.id.encode(),
+            start.created,
+            _encode(start.model),
+        )
+        self._tail = b',"system_fingerprint":%b}\n\n' % _encode(start.fingerprint)
+        return b""
+
+    def _begin(self, choice: int) -> bytes:
+        """The prompt goes before the first piece of each choice."""
+        if choice in self._begun:
+            return b""
+        self._begun.add(choice)
+        return self._chunk(choice, self._echo) if self._echo else b""
+
+    def _chunk(self, choice: int, text: str, reason: bytes = b"null", logprobs: tuple[TokenLogprob, ...] = ()) -> bytes:
+        return b'%b{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}]%b' % (
+            self._head, choice, _encode(text), self._likely(choice, logprobs) if logprobs else b"null", reason, self._tail,
+        )  # fmt: skip
+
+    def _likely(self, choice: int, logprobs: tuple[TokenLogprob, ...]) -> bytes:
+        if choice not in self._probabilities:
+            self._probabilities[choice] = _Probabilities(self._logprobs)
+        return _encode(self._probabilities[choice].body(logprobs))
+
+    def _finish(self, end: Finished) -> bytes:
+        frames = []
+        for choice, reason in enumerate(end.reasons):
+            frames.append(self._begin(choice))
+            frames.append(self._chunk(choice, "", _encode(FINISH_REASON[reason])))
+        if self._include_usage:
+            frames.append(
+                b'%b],"usage":%b%b' % (self._head, _encode(usage_body(end.usage, end.cost_ticks)), self._tail)
+            )
+        frames.append(sse.DONE)
+        return b"".join(frames)
+
+
+class CompletionsAsked:
+    """A parsed completion request."""
+
+    __slots__ = ("_echo", "_include_usage", "_logprobs", "generation")
+
+    deferred: Final = False
+
+    def __init__(self, asked: _Request) -> None:
+        self.generation = _generation(asked)
+        self._echo = self.generation.prompt or "" if asked.echo else ""
+        self._logprobs = self.generation.logprobs or 0
+        self._include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        if asked.stream_options is not None and not asked.stream:
+            raise BadRequest("`stream_options` needs `stream: true`.", param="stream_options", code="invalid_value")
+
+    def renderer(self) -> TextRenderer:
+        return TextRenderer(echo=self._echo, logprobs=self._logprobs, include_usage=self._include_usage)
+
+    def whole(self, completion: Completion) -> bytes:
+        return _encode(
+            {
+                "id": f"cmpl-{completion.id}",
+                "object": "text_completion",
+                "created": completion.created,
+                "model": completion.model,
+                "choices": [self._choice_body(index, choice) for index, choice in enumerate(completion.choices)],
+                "usage": usage_body(completion.usage, completion.cost_ticks),
+                "system_fingerprint": completion.fingerprint,
+            }
+        )
+
+    def accepted(self, request_id: str) -> bytes:
+        """Never asked for: nothing is deferred here."""
+        return _encode({"request_id": request_id})
+
+    def _choice_body(self, index: int, choice: Choice) -> dict[str, object]:
+        return {
+            "index": index,
+            "text": self._echo + choice.text,
+            "logprobs": _Probabilities(self._logprobs).body(choice.logprobs) if choice.logprobs else None,
+            "finish_reason": FINISH_REASON[choice.reason],
+        }
+
+
+def _in_our_words(error: JubalError) -> JubalError:
+    """Engines blame the messages for what is too long; here that is the prompt."""
+    if error.param == "messages":
+        error.param = "prompt"
+    return error
+
+
+class OpenAICompletions:
+    """The dialect."""
+
+    endpoint = "sample"
+
+    def parse(self, body: bytes) -> CompletionsAsked:
+        """Raises `BadRequest`; `Undecodable` where a field is missing or has the wrong type."""
+        return CompletionsAsked(decode(_DECODER, body))
+
+    def error(self, error: JubalError) -> ErrorReply:
+        return openai_errors.reply(_in_our_words(error))

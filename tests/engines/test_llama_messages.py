@@ -1,0 +1,203 @@
+"""Turns as a given model takes them, and choices put together: pure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from jubal.core.errors import EngineBroken
+from jubal.core.events import EngineEvent, ReasoningDelta, TextDelta, ToolCall, TurnEnded, UsageSoFar
+from jubal.core.generation import Generation, Message, PastCall, Role, Sampling, TextPart
+from jubal.core.grammar import TURN, Checker
+from jubal.core.usage import Usage
+from jubal.engines.llama_cpp.choices import merge_choices, together
+from jubal.engines.llama_cpp.messages import SEED_BITS, plain, prepared, single
+from jubal.engines.weights import Profile
+
+PROFILE = Profile(template_tools=False, system_prompt="Be good.", temperature=0.2, top_p=0.9)
+CALL = PastCall("call_1", "get_weather", '{"city": "Oslo"}')
+
+
+def says(role: Role, text: str = "", *calls: PastCall) -> Message:
+    return Message(role, (TextPart(text),) if text else (), calls=calls)
+
+
+def turn(*messages: Message, sampling: Sampling = Sampling()) -> Generation:  # noqa: B008
+    return Generation("m", messages, sampling)
+
+
+def seen(made: Generation) -> list[tuple[str, str]]:
+    return [(message.role, message.text) for message in made.messages]
+
+
+def test_a_system_message_is_added_only_where_there_is_none() -> None:
+    bare = prepared(turn(says("user", "Hi")), PROFILE, template_tools=False)
+    assert seen(bare) == [("system", "Be good."), ("user", "Hi")]
+    own = prepared(turn(says("user", "Hi"), says("system", "Mine.")), PROFILE, template_tools=False)
+    assert seen(own) == [("user", "Hi"), ("system", "Mine.")]
+    assert seen(prepared(turn(says("user", "Hi")), Profile(), template_tools=False)) == [("user", "Hi")]
+
+
+def test_a_developer_is_the_system() -> None:
+    made = prepared(turn(says("developer", "Short."), says("user", "Hi")), PROFILE, template_tools=True)
+    assert seen(made) == [("system", "Short."), ("user", "Hi")]
+
+
+def test_sampling_defaults_yield_to_the_caller() -> None:
+    assert prepared(turn(says("user", "Hi")), PROFILE, template_tools=True).sampling == Sampling(0.2, 0.9)
+    asked = Sampling(temperature=0, top_p=1, seed=3)
+    assert prepared(turn(says("user", "Hi"), sampling=asked), PROFILE, template_tools=True).sampling == asked
+    assert prepared(turn(says("user", "Hi")), Profile(), template_tools=True).sampling == Sampling()
+
+
+def test_calls_and_results_become_text_for_a_template_without_tools() -> None:
+    made = list(
+        plain(
+            (
+                says("user", "Weather in Oslo and Rome?"),
+                says("assistant", "I will look.", CALL, PastCall("call_2", "get_weather", '{"city": "Rome"}')),
+                says("tool", "7 degrees"),
+                says("tool", "20 degrees"),
+                says("assistant", "Cold and warm."),
+            )
+        )
+    )
+    assert [(message.role, message.text) for message in made] == [
+        ("user", "Weather in Oslo and Rome?"),
+        (
+            "assistant",
+            "I will look.\n"
+            '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>',
+        ),
+        ("user", "<tool_response>\n7 degrees\n</tool_response>\n<tool_response>\n20 degrees\n</tool_response>"),
+        ("assistant", "Cold and warm."),
+    ]
+    assert all(not message.calls for message in made)
+
+
+def test_a_result_at_the_end_and_a_call_without_text_or_arguments() -> None:
+    made = list(plain((says("assistant", "", PastCall("c", "now", " ")), says("tool", "14:35"))))
+    assert [(message.role, message.text) for message in made] == [
+        ("assistant", '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'),
+        ("user", "<tool_response>\n14:35\n</tool_response>"),
+    ]
+
+
+def test_a_template_with_tools_gets_them_as_they_are() -> None:
+    messages = (says("system", "x"), says("assistant", "", CALL), says("tool", "7"))
+    assert prepared(turn(*messages), Profile(), template_tools=True).messages == messages
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, -(2**63), SEED_BITS, SEED_BITS - 1])
+def test_every_seed_is_one_that_llama_cpp_keeps(seed: int) -> None:
+    asked = turn(says("user", "Hi"), sampling=Sampling(seed=seed))
+    made = [single(asked, choice).sampling.seed for choice in range(3)]
+    assert len(set(made)) == 3
+    assert all(one is not None and 0 <= one < SEED_BITS for one in made)
+    assert made == [single(asked, choice).sampling.seed for choice in range(3)]
+
+
+def test_one_choice_of_a_turn() -> None:
+    asked = Generation("m", (says("user", "Hi"),), choices=3, live=False)
+    assert single(asked, 2).choices == 1
+    assert single(asked, 2).live, "llama.cpp sees a closed connection only while it streams"
+    assert single(asked, 2).sampling.seed is None
+
+
+# ---------------------------------------------------------------------------------------------- choices
+
+
+class Scripted:
+    """One-choice turns that play these events, and count how many were closed."""
+
+    def __init__(self, *scripts: list[EngineEvent | Exception | None]) -> None:
+        self.closed = 0
+        self.turns = [self._play(script) for script in scripts]
+
+    async def _play(self, script: list[EngineEvent | Exception | None]) -> AsyncGenerator[EngineEvent, None]:
+        try:
+            for event in script:
+                await asyncio.sleep(0)
+                if event is None:
+                    await asyncio.sleep(3600)
+                elif isinstance(event, Exception):
+                    raise event
+                else:
+                    yield event
+        finally:
+            self.closed += 1
+
+
+def ended(reason: str = "stop", prompt: int = 5, completion: int = 1, cached: int | None = 2) -> TurnEnded:
+    return TurnEnded((reason,), Usage(prompt, completion, cached))  # type: ignore[arg-type]
+
+
+async def test_choices_are_merged_and_counted() -> None:
+    scripted = Scripted(
+        [TextDelta("a"), UsageSoFar(Usage(5, 1, 2)), ended("stop", cached=2)],
+        [
+            ReasoningDelta("b"),
+            TextDelta("c"),
+            UsageSoFar(Usage(5, 1, 4)),
+            ToolCall("i", "f", "{}"),
+            ended("tool_calls", 5, 9, 4),
+        ],
+    )
+    events = [event async for event in merge_choices(scripted.turns)]
+    checker = Checker(TURN, choices=2)
+    for event in events:
+        checker.see(event)
+    checker.end()
+    assert events[-1] == TurnEnded(("stop", "tool_calls"), Usage(5, 10, 2))
+    assert [event for event in events if getattr(event, "choice", None) == 0] == [TextDelta("a", 0)]
+    assert [event for event in events if getattr(event, "choice", None) == 1] == [
+        ReasoningDelta("b", 1),
+        TextDelta("c", 1),
+        ToolCall("i", "f", "{}", 1),
+    ]
+    assert sum(isinstance(event, UsageSoFar) for event in events) == 1
+    assert scripted.closed == 2
+
+
+async def test_one_choice_that_fails_ends_all() -> None:
+    scripted = Scripted([TextDelta("a"), None], [EngineBroken("it died")])
+    with pytest.raises(EngineBroken, match="it died"):
+        async with aclosing(merge_choices(scripted.turns)) as events:
+            async for _ in events:
+                pass
+    assert scripted.closed == 2
+
+
+async def test_closing_closes_every_choice_before_it_returns() -> None:
+    scripted = Scripted(*([TextDelta("a"), None] for _ in range(5)))
+    events = merge_choices(scripted.turns)
+    for _ in range(5):
+        await anext(events)
+    await events.aclose()
+    assert scripted.closed == 5
+
+
+async def test_a_slow_reader_holds_the_engine_back() -> None:
+    scripted = Scripted([TextDelta("a") for _ in range(1000)])
+    events = merge_choices(scripted.turns)
+    await anext(events)
+    await asyncio.sleep(0.05)
+    await events.aclose()
+    assert scripted.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("usages", "whole"),
+    [
+        ([Usage(5, 1)], Usage(5, 1)),
+        ([Usage(5, 1, 3, 2), Usage(5, 2, 5, 1)], Usage(5, 3, 3, 3)),
+        ([Usage(5, 1), None], None),
+        ([None], None),
+    ],
+)
+def test_the_prompt_counts_once(usages: list[Usage | None], whole: Usage | None) -> None:
+    assert together(usages) == whole

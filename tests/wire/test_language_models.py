@@ -1,0 +1,74 @@
+"""GET /v1/language-models on the wire."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from jubal.core.model import Model, Weights
+from jubal.core.money import Price
+from jubal.wire import language_models
+
+MODEL = Model(
+    "grok-4",
+    "local",
+    "grok-4",
+    aliases=("grok-4-0709", "grok-4-latest"),
+    context=256_000,
+    input=("text", "image"),
+    reasoning=True,
+    price=Price.from_usd_per_million(3.00, 0.75, 15.00),
+    created=1_752_019_200,
+)
+SEEING = Weights("w", "fp_1f7c0b93de", 8_192, ("text", "image"))
+BLIND = Weights("w", "fp_1f7c0b93de")
+
+
+def test_a_model() -> None:
+    assert json.loads(language_models.single(MODEL, SEEING)) == {
+        "id": "grok-4",
+        "fingerprint": "fp_1f7c0b93de",
+        "created": 1_752_019_200,
+        "object": "model",
+        "owned_by": "xai",
+        "version": "1.0.0",
+        "input_modalities": ["text", "image"],
+        "output_modalities": ["text"],
+        "prompt_text_token_price": 30_000,
+        "cached_prompt_text_token_price": 7_500,
+        "prompt_image_token_price": 30_000,
+        "completion_text_token_price": 150_000,
+        "search_price": 250_000_000,
+        "aliases": ["grok-4-0709", "grok-4-latest"],
+        "context_length": 8_192,
+        "capabilities": {
+            "reasoning_effort": ["none", "low", "medium", "high"],
+            "default_reasoning_effort": "none",
+        },
+    }
+
+
+def test_no_more_is_promised_than_the_weights_can() -> None:
+    told = json.loads(language_models.single(MODEL, BLIND))
+    assert told["input_modalities"] == ["text"]
+    assert told["prompt_image_token_price"] == 0
+    assert told["context_length"] == 256_000
+
+
+def test_what_is_unknown_or_does_not_apply_is_left_out() -> None:
+    plain = json.loads(language_models.single(replace(MODEL, context=None, reasoning=False), BLIND))
+    assert not {"context_length", "capabilities"} & plain.keys()
+
+
+def test_the_default_effort() -> None:
+    told = json.loads(language_models.single(replace(MODEL, effort="low"), SEEING))
+    assert told["capabilities"]["default_reasoning_effort"] == "low"
+
+
+def test_the_list() -> None:
+    other = replace(MODEL, name="grok-3", aliases=())
+    listed = json.loads(language_models.listing([(MODEL, SEEING), (other, BLIND)]))
+    assert listed.keys() == {"models"}
+    assert [model["id"] for model in listed["models"]] == ["grok-4", "grok-3"]
+    assert listed["models"][0] == json.loads(language_models.single(MODEL, SEEING))
+    assert json.loads(language_models.listing([])) == {"models": []}
