@@ -53,11 +53,11 @@ class Scenario:
 
 
 SCENARIOS = {
-    "json64": Scenario("json", 64, 4),
-    "json1": Scenario("json", 1, 3),
-    "stream100": Scenario("sse", 100, 4),
-    "paced100": Scenario("sse", 100, 4, delay_us=20_000),
-    "prompt1mb": Scenario("big", 4, 3),
+    "json64": Scenario("json", 64, 3),
+    "json1": Scenario("json", 1, 2),
+    "stream100": Scenario("sse", 100, 3),
+    "paced100": Scenario("sse", 100, 3, delay_us=20_000),
+    "prompt1mb": Scenario("big", 4, 2),
 }
 
 
@@ -99,7 +99,7 @@ def write_bodies(folder: Path) -> None:
 class GatewayBench:
     def __init__(self, lab: Lab, quick: bool) -> None:
         self.lab = lab
-        self.scale, self.rounds = (0.3, 2) if quick else (1.0, 5)
+        self.scale, self.rounds = (0.4, 2) if quick else (1.0, 5)
         self.pins = cpus()
         self.gateway_cpu, self.harness_cpu = self.pins or (None, None)
         write_bodies(lab.folder)

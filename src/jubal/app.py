@@ -23,17 +23,20 @@ from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
 from jubal.core.model import Catalogue
 from jubal.engines.base import Engine
+from jubal.engines.embedder import Embedder
 from jubal.serving.admission import Admission
 from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
-from jubal.serving.pipeline import Pipeline, Served
+from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
 from jubal.wire.base import Dialect
 from jubal.wire.openai_chat import OpenAIChat
+from jubal.wire.openai_embeddings import OpenAIEmbeddings
 
 log = structlog.get_logger("jubal.app")
 
 XAI_URL: Final = "https://api.x.ai/v1"
 LOCAL_DEFAULT: Final = config.Engine(kind="llama", model="smollm2-135m")
+WORDS_DEFAULT: Final = config.Engine(kind="wordllama")
 DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {"/v1/chat/completions": OpenAIChat}
 DRAIN_GRACE_S: Final = 5.0
 """After the drain limit: for the answers that were ended to say so, and to be settled."""
@@ -43,7 +46,7 @@ KEEP_ALIVE_S: Final = 75
 def engine_settings(settings: config.Settings, models: Catalogue) -> dict[str, config.Engine]:
     """Every engine that a model or a fallback needs, the embedded one included where it is used unconfigured."""
     needed = {model.engine for model in models} | {name for model in models for name in model.fallback}
-    known = {catalogue.LOCAL: LOCAL_DEFAULT, **settings.engines}
+    known = {catalogue.LOCAL: LOCAL_DEFAULT, catalogue.WORDS: WORDS_DEFAULT, **settings.engines}
     return {name: known[name] for name in sorted(needed)}
 
 
@@ -79,6 +82,30 @@ def make_engine(name: str, engine: config.Engine, settings: config.Settings) -> 
             from jubal.engines.echo import EchoEngine
 
             return EchoEngine(name)
+        case "wordllama":
+            raise config.ConfigError(f"engines.{name}: an engine of kind `wordllama` makes embeddings only.")
+
+
+def make_embedder(name: str, engine: config.Engine) -> Embedder:
+    """One embedder, not started. Raises `ConfigError` for a kind that makes no embeddings."""
+    match engine.kind:
+        case "wordllama":
+            from jubal.engines.wordllama_engine import WordLlamaEmbedder
+
+            return WordLlamaEmbedder(name, context=engine.context)
+        case "openai" | "xai":
+            from jubal.engines.openai_embeddings import OpenAIEmbedder
+
+            return OpenAIEmbedder(
+                name,
+                engine.base_url or XAI_URL,
+                kind=engine.kind,
+                api_key=api_key(name, engine),
+                timeout_s=engine.timeout_s,
+                retries=engine.retries,
+                context=engine.context,
+            )
+    raise config.ConfigError(f"engines.{name}: an engine of kind `{engine.kind}` makes no embeddings.")
 
 
 def api_key(name: str, engine: config.Engine) -> str | None:
@@ -94,7 +121,7 @@ def api_key(name: str, engine: config.Engine) -> str | None:
     return value
 
 
-def _concurrency(engine: config.Engine, made: Engine) -> int | None:
+def _concurrency(engine: config.Engine, made: Engine | Embedder) -> int | None:
     slots: int | None = getattr(made, "slots", None)
     return engine.max_concurrency or slots
 
@@ -107,12 +134,13 @@ class Jubal:
     store: Store
     usage_log: GroupCommit[usage.UsageRow]
     served: dict[str, Served]
+    embedders: dict[str, ServedEmbedder]
     pipeline: Pipeline
     deferred: Deferred
     http: HttpApp
 
     async def start(self) -> None:
-        """Engines begin to load; returns soon."""
+        """Engines begin to load; returns soon. Embedders wait for their first request: many servers never get one."""
         for served in self.served.values():
             await served.engine.start()
         self.deferred.start()
@@ -127,7 +155,9 @@ class Jubal:
         await self.deferred.stop()
         await self.pipeline.drain()
         await self.usage_log.close()
-        await asyncio.gather(*(served.engine.close() for served in self.served.values()), return_exceptions=True)
+        closing = [served.engine.close() for served in self.served.values()]
+        closing += [one.embedder.close() for one in self.embedders.values()]
+        await asyncio.gather(*closing, return_exceptions=True)
         self.store.close()
 
 
@@ -138,33 +168,52 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     for name, wanted in engine_settings(settings, models).items():
         engine = make_engine(name, wanted, settings)
         served[name] = Served(engine, Admission(name, _concurrency(wanted, engine), wanted.max_queued))
+    embedding_models = catalogue.embedding_models(settings)
+    embedders = {}
+    for name, wanted in engine_settings(settings, embedding_models).items():
+        embedder = make_embedder(name, wanted)
+        embedders[name] = ServedEmbedder(embedder, Admission(name, _concurrency(wanted, embedder), wanted.max_queued))
     store = store or Store.open(settings.store_url)
     usage_log = GroupCommit(store, usage.record)
-    pipeline = Pipeline(models, served, KeyRing(store), MemoryLimiter(), usage_log)
+    pipeline = Pipeline(
+        models,
+        served,
+        KeyRing(store),
+        MemoryLimiter(),
+        usage_log,
+        embedding_models=embedding_models,
+        embedders=embedders,
+    )
     dialects = {path: make() for path, make in DIALECTS.items()}
     deferred = Deferred(store, pipeline, dialects["/v1/chat/completions"])
     http = HttpApp(
         pipeline,
         dialects,
+        {"/v1/embeddings": OpenAIEmbeddings()},
         deferred=deferred,
-        health=lambda: health(served),
+        health=lambda: health(served, embedders),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )
-    return Jubal(settings, store, usage_log, served, pipeline, deferred, http)
+    return Jubal(settings, store, usage_log, served, embedders, pipeline, deferred, http)
 
 
-def health(served: dict[str, Served]) -> tuple[int, bytes]:
-    """200 once every engine is ready, 503 with the reasons before and after."""
+def health(served: dict[str, Served], embedders: dict[str, ServedEmbedder]) -> tuple[int, bytes]:
+    """200 once every engine is ready, 503 with the reasons before and after. Embedders that nobody asked yet are not there."""
+    doors: list[tuple[Engine | Embedder, Admission]] = [(one.engine, one.admission) for one in served.values()]
+    doors += [(one.embedder, one.admission) for one in embedders.values() if one.embedder.status().state != "stopped"]
     engines: dict[str, Any] = {}
-    for name, one in served.items():
-        status = one.engine.status()
-        engines[name] = {
-            "kind": one.engine.kind,
-            "state": status.state,
-            "running": one.admission.running,
-            "queued": one.admission.queued,
-            **({"reason": status.reason} if status.reason else {}),
-        }
+    for engine, admission in doors:
+        status = engine.status()
+        engines.setdefault(
+            engine.name,
+            {
+                "kind": engine.kind,
+                "state": status.state,
+                "running": admission.running,
+                "queued": admission.queued,
+                **({"reason": status.reason} if status.reason else {}),
+            },
+        )
     states = {one["state"] for one in engines.values()}
     state = "ok" if states <= {"ready"} else "starting" if "failed" not in states else "degraded"
     body = {"status": state, "version": __version__, "engines": engines}

@@ -10,6 +10,8 @@ from jubal.core.money import FREE, Price
 
 LOCAL: Final = "local"
 """The embedded engine, which is there without being configured."""
+WORDS: Final = "words"
+"""The embedded embedder, likewise."""
 
 _FAST: Final = Price.from_usd_per_million(0.20, 0.05, 0.50)
 
@@ -85,6 +87,29 @@ DEFAULT: Final = (
 
 The window is the advertised one; what is shown is never more than the engine behind it holds.
 """
+
+
+DEFAULT_EMBEDDING: Final = (
+    Model(
+        "grok-embedding-small",
+        WORDS,
+        "grok-embedding-small",
+        aliases=("v1", "wordllama"),
+        price=Price.from_usd_per_million(0.02, 0.02, 0),
+        description="Text embeddings, 256 dimensions or fewer",
+    ),
+)
+
+
+def embedding_models(settings: config.Settings) -> Catalogue:
+    """The embedding models of these settings, by the same rules as `build`."""
+    models = {model.name: model for model in DEFAULT_EMBEDDING}
+    for name, changed in settings.models.items():
+        if changed.kind == "embedding":
+            models[name] = _changed(models.get(name) or Model(name, WORDS, name, price=FREE), name, changed)
+    if settings.engines and LOCAL not in settings.engines:
+        models = {name: model for name, model in models.items() if model.engine != WORDS or name in settings.models}
+    return Catalogue.of(models.values())
 
 
 def build(settings: config.Settings) -> Catalogue:

@@ -56,11 +56,12 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     llama: model (a known name or a path to a GGUF file), context (tokens per slot; None: the model's own, at most 8,192),
     slots (requests at a time), threads (None: as many as there are cores), gpu_layers.
     openai: base_url, api_key or api_key_env, timeout_s, retries. xai: api_key_env. echo: answers with the prompt.
+    wordllama: embeddings in process; context (longest input in tokens).
     max_concurrency: requests at a time (None: the slots of a llama engine, no limit otherwise). max_queued: requests that
     may wait for their turn before new ones are refused with 498.
     """
 
-    kind: Literal["llama", "openai", "xai", "echo"]
+    kind: Literal["llama", "openai", "xai", "echo", "wordllama"]
     model: str | None = None
     context: Positive | None = None
     slots: Positive | None = None
@@ -179,6 +180,7 @@ ENGINE_KEYS: dict[str, frozenset[str]] = {
     "openai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries", "context"}),
     "xai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries"}),
     "echo": frozenset(),
+    "wordllama": frozenset({"context"}),
 }
 _EVERY_ENGINE = frozenset({"kind", "max_concurrency", "max_queued"})
 
@@ -277,8 +279,9 @@ def _check_engines(settings: Settings, file: Path) -> None:
             raise ConfigError(
                 f"{where}.base_url: expected an address that begins with http:// or https://, got `{engine.base_url}`"
             )
-    engines = set(settings.engines) | {"local"}
+    engines = set(settings.engines) | {"local", "words"}
     for name, model in settings.models.items():
+        _check_ability(f'{file}: models."{name}"', model, settings.engines)
         for key, targets in (("engine", (model.engine,)), ("fallback", model.fallback or ())):
             for target in targets:
                 if target is not None and target not in engines:
@@ -293,3 +296,18 @@ def _check_engines(settings: Settings, file: Path) -> None:
         raise ConfigError(
             f"{file}: limits.url: expected memory:// or redis://…, got `{settings.limits.url.split(':')[0]}:…`"
         )
+
+
+EMBEDDING_KINDS = frozenset({"openai", "xai", "wordllama"})
+
+
+def _check_ability(where: str, model: Model, engines: dict[str, Engine]) -> None:
+    """An embedding model needs an engine that embeds, and a language model one that talks."""
+    for name in (model.engine, *(model.fallback or ())):
+        kind = engines[name].kind if name in engines else {"local": "llama", "words": "wordllama"}.get(name or "")
+        if kind is None:
+            continue
+        if model.kind == "embedding" and kind not in EMBEDDING_KINDS:
+            raise ConfigError(f"{where}: `{name}`, an engine of kind `{kind}`, makes no embeddings.")
+        if model.kind == "language" and kind == "wordllama":
+            raise ConfigError(f"{where}: `{name}`, an engine of kind `wordllama`, makes embeddings only.")

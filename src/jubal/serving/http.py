@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import aclosing
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import structlog
 
@@ -33,6 +33,7 @@ from jubal.serving.outbox import Outbox
 from jubal.serving.pipeline import Admitted, Pipeline
 from jubal.wire import openai_errors, openai_models, sse
 from jubal.wire.base import Asked, Dialect, ErrorReply
+from jubal.wire.openai_embeddings import OpenAIEmbeddings
 
 log = structlog.get_logger("jubal.http")
 
@@ -152,6 +153,7 @@ def _too_large(bytes_max: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is over this server's limit of {bytes_max:,} bytes.", code="body_too_large")
 
 
+T = TypeVar("T")
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 
 
@@ -165,6 +167,7 @@ class HttpApp:
         self,
         pipeline: Pipeline,
         dialects: dict[str, Dialect],
+        embeddings: dict[str, OpenAIEmbeddings] | None = None,
         *,
         deferred: Deferred,
         health: Callable[[], tuple[int, bytes]],
@@ -180,6 +183,8 @@ class HttpApp:
             "/health": {"GET": self._get_health},
             "/v1/models": {"GET": self._get_models},
         }
+        for path, embedding in (embeddings or {}).items():
+            self._routes[path] = {"POST": self._embeddings_by(embedding)}
         for path, dialect in dialects.items():
             self._routes[path] = {"POST": self._generation_by(dialect)}
         self._prefixes: dict[str, dict[str, Handler]] = {
@@ -277,13 +282,44 @@ class HttpApp:
 
         return handle
 
-    async def _admit(self, exchange: Exchange, dialect: Dialect) -> tuple[Asked, Admitted, bytes]:
+    def _embeddings_by(self, dialect: OpenAIEmbeddings) -> Handler:
+        async def handle(exchange: Exchange) -> None:
+            try:
+                caller, body = await self._json_of_caller(exchange)
+                asked = dialect.parse(body)
+                made = await self._while_wanted(
+                    exchange,
+                    self._pipeline.embed(caller, dialect.endpoint, asked.request, request_id=exchange.id),
+                )
+                await exchange.reply(200, asked.whole(made.model, made.embeddings, made.cost_ticks), made.headers)
+            except JubalError as error:
+                await self._fail(exchange, dialect.error(error))
+
+        return handle
+
+    async def _json_of_caller(self, exchange: Exchange) -> tuple[Caller, bytes]:
         if self._stopping:
             raise Stopping("The server is shutting down.", retry_after_s=1)
         caller = await self._identify(exchange)
         if (exchange.header(b"content-type") or "").startswith("multipart/"):
             raise UnsupportedMedia("Send the request as application/json.")
-        body = await exchange.body(self._body_bytes_max)
+        return caller, await exchange.body(self._body_bytes_max)
+
+    async def _while_wanted(self, exchange: Exchange, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work`, which is cancelled when the client leaves. Raises `ClientGone` then, `Stopping` at the drain limit."""
+        handler = asyncio.current_task()
+        assert handler is not None
+        with self._watching(exchange, handler) as watch:
+            try:
+                return await work
+            except asyncio.CancelledError:
+                if not (watch.left or self._stopping):
+                    raise
+                handler.uncancel()
+                raise (ClientGone() if watch.left else _stopping()) from None
+
+    async def _admit(self, exchange: Exchange, dialect: Dialect) -> tuple[Asked, Admitted, bytes]:
+        caller, body = await self._json_of_caller(exchange)
         asked = dialect.parse(body)
         admitted = self._pipeline.admit(caller, dialect.endpoint, asked.generation, request_id=exchange.id)
         return asked, admitted, body
@@ -291,21 +327,15 @@ class HttpApp:
     async def _whole(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
         """A fold over the same events that a stream renders."""
         folder = Folder()
-        handler = asyncio.current_task()
-        assert handler is not None
-        with self._watching(exchange, handler) as watch:
-            try:
-                async with aclosing(self._pipeline.run(admitted)) as events:
-                    async for event in events:
-                        folder.feed(event)
-            except asyncio.CancelledError:
-                if not (watch.left or self._stopping):
-                    raise
-                handler.uncancel()
-                raise (ClientGone() if watch.left else _stopping()) from None
+        await self._while_wanted(exchange, self._fold(admitted, folder))
         if folder.completion is None:
             raise InternalError("The answer has no end.")
         await exchange.reply(200, asked.whole(folder.completion), admitted.ticket_headers())
+
+    async def _fold(self, admitted: Admitted, folder: Folder) -> None:
+        async with aclosing(self._pipeline.run(admitted)) as events:
+            async for event in events:
+                folder.feed(event)
 
     async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
         """Headers go out with the first frame, so whatever fails before it is an ordinary error answer."""

@@ -1,6 +1,7 @@
 """One request's way: identify, allow, limit, hold, admit, run, meter, settle. The only place where accounts and engines meet.
 
 admit(caller, …)   who may do this, within which limits: everything that can be refused before any work
+embed(caller, …)   the same for vectors, in one call
 run(admitted)      Started, the answer's pieces, Finished; the usage row is committed before Finished is passed on
 """
 
@@ -20,13 +21,16 @@ from jubal.accounts.keys import Caller
 from jubal.accounts.limits import UNLIMITED, Limiter, Ticket
 from jubal.accounts.usage import UsageRow
 from jubal.agent import loop
+from jubal.core.embedding import EmbeddingRequest, Embeddings
+from jubal.core.embedding import estimate_prompt as estimate_embedding
 from jubal.core.errors import BadRequest, EngineError, InternalError, JubalError, NotIdentified
 from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelta
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.tally import Tally, estimate_prompt
-from jubal.core.usage import NOTHING
+from jubal.core.usage import NOTHING, Usage
 from jubal.engines.base import Engine, Weights
+from jubal.engines.embedder import Embedder
 from jubal.serving.admission import Admission
 
 log = structlog.get_logger("jubal.pipeline")
@@ -72,6 +76,24 @@ class Served:
     admission: Admission
 
 
+@dataclass(frozen=True, slots=True)
+class ServedEmbedder:
+    """An embedder and the door in front of it."""
+
+    embedder: Embedder
+    admission: Admission
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors, and what they cost. model: the resolved public name. headers: x-ratelimit-*."""
+
+    model: str
+    embeddings: Embeddings
+    cost_ticks: int
+    headers: list[tuple[bytes, bytes]]
+
+
 @dataclass(slots=True)
 class Admitted:
     """A request that may run. tokens_taken: what the token limit was charged at first. began_s: by the pipeline's clock.
@@ -90,15 +112,22 @@ class Admitted:
     usage_log: UsageLog | None = None
 
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
-        """x-ratelimit-* of what is limited (xai-api.md 3)."""
-        ticket = self.ticket
-        values = (
-            (b"x-ratelimit-limit-requests", ticket.limit_requests),
-            (b"x-ratelimit-remaining-requests", ticket.remaining_requests),
-            (b"x-ratelimit-limit-tokens", ticket.limit_tokens),
-            (b"x-ratelimit-remaining-tokens", ticket.remaining_tokens),
-        )
-        return [(name, b"%d" % value) for name, value in values if value is not None]
+        return ticket_headers(self.ticket)
+
+
+def ticket_headers(ticket: Ticket) -> list[tuple[bytes, bytes]]:
+    """x-ratelimit-* of what is limited (xai-api.md 3)."""
+    values = (
+        (b"x-ratelimit-limit-requests", ticket.limit_requests),
+        (b"x-ratelimit-remaining-requests", ticket.remaining_requests),
+        (b"x-ratelimit-limit-tokens", ticket.limit_tokens),
+        (b"x-ratelimit-remaining-tokens", ticket.remaining_tokens),
+    )
+    return [(name, b"%d" % value) for name, value in values if value is not None]
+
+
+NO_MODELS: Final = Catalogue.of(())
+NO_EMBEDDERS: Final[Mapping[str, ServedEmbedder]] = {}
 
 
 class Pipeline:
@@ -112,12 +141,16 @@ class Pipeline:
         limiter: Limiter,
         usage: UsageLog,
         *,
+        embedding_models: Catalogue = NO_MODELS,
+        embedders: Mapping[str, ServedEmbedder] = NO_EMBEDDERS,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = random_uuid,
     ) -> None:
         self.catalogue = catalogue
         self.engines = engines
+        self.embedding_models = embedding_models
+        self.embedders = embedders
         self._keys = keys
         self._limiter = limiter
         self._usage = usage
@@ -259,6 +292,47 @@ class Pipeline:
                     request_id=admitted.request_id,
                 )
 
+    async def embed(self, caller: Caller, endpoint: str, request: EmbeddingRequest, *, request_id: str) -> Embedded:
+        """Vectors, whose usage row is committed. Raises core errors."""
+        model = self.embedding_models.find(request.model)
+        caller.acl.demand(endpoint, model.name, *model.aliases)
+        tokens_taken = estimate_embedding(request)
+        work = _Embedding(model, self._clock(), self._limiter.take(caller, tokens_taken))
+        try:
+            await self._embed(request, work)
+        except JubalError as error:
+            work.error = error.code or type(error).__name__
+            raise
+        except asyncio.CancelledError:
+            work.status = "cancelled"
+            raise
+        finally:
+            self._limiter.give_back(work.ticket, tokens_taken - work.usage.total)
+            if work.asked:
+                row = work.row(caller, endpoint, request_id, int(self._now() * 1_000_000), self._clock())
+                await self._shielded(self._usage.commit(row))
+        assert work.made is not None
+        return Embedded(model.name, work.made, model.price.cost_ticks(work.usage), ticket_headers(work.ticket))
+
+    async def _embed(self, request: EmbeddingRequest, work: _Embedding) -> None:
+        """By the first engine of the model that can: its own, then its fallbacks."""
+        model = work.model
+        names = (model.engine, *model.fallback)
+        for number, name in enumerate(names):
+            served = self.embedders[name]
+            try:
+                async with served.admission:
+                    work.asked = True
+                    work.engine, work.weights = name, served.embedder.weights(model.upstream).fingerprint
+                    await served.embedder.start()  # at the first request; nothing to do at the others
+                    work.made = await served.embedder.embed(replace(request, model=model.upstream))
+                work.status = "ok"
+                return
+            except EngineError as error:
+                if number == len(names) - 1:
+                    raise
+                log.warning("engine failed, asking its fallback", engine=name, error=error.message)
+
     async def _settle(self, admitted: Admitted, account: _Account) -> None:
         """One usage row, and the tokens that the limiter was charged too many or too few.
 
@@ -286,6 +360,48 @@ class Pipeline:
         """Waits for the settlements that nobody waits for."""
         while self._settling:
             await asyncio.wait(self._settling)
+
+
+@dataclass(slots=True)
+class _Embedding:
+    """One request for vectors: who answers, what was used, how it ended."""
+
+    model: Model
+    began_s: float
+    ticket: Ticket
+    made: Embeddings | None = None
+    engine: str = ""
+    weights: str = ""
+    asked: bool = False
+    status: str = "failed"
+    error: str | None = None
+
+    @property
+    def usage(self) -> Usage:
+        return NOTHING if self.made is None else Usage(self.made.prompt_tokens, 0)
+
+    def row(self, caller: Caller, endpoint: str, request_id: str, now_us: int, ended_s: float) -> UsageRow:
+        return UsageRow(
+            request_id=request_id,
+            created_us=now_us,
+            team_id=caller.team_id,
+            key_id=caller.key_id,
+            endpoint=endpoint,
+            model=self.model.name,
+            engine=self.engine,
+            weights=self.weights,
+            status=self.status,
+            error_code=self.error,
+            stream=False,
+            prompt_tokens=self.usage.prompt,
+            cached_tokens=None,
+            completion_tokens=0,
+            reasoning_tokens=0,
+            cost_in_usd_ticks=self.model.price.cost_ticks(self.usage),
+            latency_us=int((ended_s - self.began_s) * 1e6),
+            first_token_us=None,
+            estimated=self.made is not None and self.made.estimated,
+        )
 
 
 class _Account:
