@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "accounts": {"core"},
     "records": {"core", "accounts"},
     "agent": {"core", "engines.base", "tools.base"},
-    "serving": {"core", "wire", "agent", "accounts", "records", "engines.base", "engines.embedder"},
+    "serving": {"core", "wire", "agent", "accounts", "records", "engines.base", "engines.embedder", "engines.tokenizer"},
     "admin": {"core", "accounts", "records"},
     "testing": {"core", "engines", "accounts", "wire"},
     "config": set(),

@@ -30,6 +30,7 @@ from jubal.serving.http import HttpApp
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
 from jubal.wire.base import Dialect
 from jubal.wire.openai_chat import OpenAIChat
+from jubal.wire.openai_completions import OpenAICompletions
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
 
 log = structlog.get_logger("jubal.app")
@@ -37,7 +38,10 @@ log = structlog.get_logger("jubal.app")
 XAI_URL: Final = "https://api.x.ai/v1"
 LOCAL_DEFAULT: Final = config.Engine(kind="llama", model="smollm2-135m")
 WORDS_DEFAULT: Final = config.Engine(kind="wordllama")
-DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {"/v1/chat/completions": OpenAIChat}
+DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {
+    "/v1/chat/completions": OpenAIChat,
+    "/v1/completions": OpenAICompletions,
+}
 DRAIN_GRACE_S: Final = 5.0
 """After the drain limit: for the answers that were ended to say so, and to be settled."""
 KEEP_ALIVE_S: Final = 75

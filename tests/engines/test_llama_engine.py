@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -127,9 +129,9 @@ async def test_the_socket_is_private_and_goes_away(make: Make) -> None:
 
 async def test_a_missing_file_is_told_at_once_and_found_when_it_comes(make: Make, home: Path) -> None:
     (home / "fake.gguf").rename(home / "elsewhere")
-    engine = make(policy=msgspec_replace(FAST, recheck_s=0.1))
+    engine = make(policy=replace(FAST, recheck_s=0.1))
     await engine.start()
-    with pytest.raises(EngineUnavailable, match="There is no model file for `fake.gguf`"):
+    with pytest.raises(EngineUnavailable, match=r"There is no model file for `fake\.gguf`"):
         await engine.ready()
     assert engine.status().state == "failed"
     assert "jubal models pull" in (engine.status().reason or "")
@@ -152,7 +154,7 @@ async def test_a_child_that_never_gets_ready_is_not_waited_for_longer_than_asked
     engine = make("--never-ready", timeout_s=0.3)
     await engine.start()
     began = time.monotonic()
-    with pytest.raises(EngineUnavailable, match="not ready after 0.3 s"):
+    with pytest.raises(EngineUnavailable, match=r"not ready after 0\.3 s"):
         await answer(engine)
     assert time.monotonic() - began < 1
 
@@ -276,17 +278,14 @@ async def test_images_are_refused(make: Make) -> None:
         await answer(engine, picture)
 
 
-async def test_weights_tell_the_file_and_what_the_child_holds(make: Make) -> None:
+async def test_weights_tell_the_file_and_what_the_child_holds(make: Make, home: Path) -> None:
     engine = make()
     assert engine.weights("any").name == "fake.gguf"
     await engine.start()
     await engine.ready()
     weights = engine.weights("any")
     assert weights.context == 1024, "less than was asked for: the child knows"
-    assert (
-        weights.fingerprint
-        == "fp_" + "d5ac18f24ee4bf02a4ea82c3da5ffd1ff2cf52ae3bd80ff6ba8d9f7ba14fba93"[:0] + weights.fingerprint[3:]
-    )
+    assert weights.fingerprint == "fp_" + hashlib.sha256((home / "fake.gguf").read_bytes()).hexdigest()[:10]
     assert weights.input == ("text",)
 
 
@@ -336,9 +335,3 @@ def test_folders_of_living_servers_are_left_alone(tmp_path: Path) -> None:
     first.remove()
     assert list(tmp_path.iterdir()) == [second.path]
     second.remove()
-
-
-def msgspec_replace(policy: Policy, **changes: float) -> Policy:
-    from dataclasses import replace
-
-    return replace(policy, **changes)  # type: ignore[arg-type]

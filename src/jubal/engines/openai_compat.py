@@ -289,7 +289,7 @@ class ChatDecoder:
             yield from self._choice(choice)
         if chunk.usage is not None:
             self._usage = _usage(chunk.usage)
-        if chunk.timings is not None and not self._metered:
+        if chunk.timings is not None and chunk.timings.predicted_n and not self._metered:  # not a report on the prompt
             self._metered = True
             t = chunk.timings
             yield UsageSoFar(Usage(t.cache_n + t.prompt_n, t.predicted_n, t.cache_n))

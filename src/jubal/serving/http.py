@@ -28,12 +28,14 @@ from jubal.core.errors import (
 )
 from jubal.core.events import Failed
 from jubal.core.fold import Folder
+from jubal.core.model import Model, Weights
 from jubal.serving.deferred import Deferred
 from jubal.serving.outbox import Outbox
 from jubal.serving.pipeline import Admitted, Pipeline
-from jubal.wire import openai_errors, openai_models, sse
+from jubal.wire import language_models, openai_errors, openai_models, sse
 from jubal.wire.base import Asked, Dialect, ErrorReply
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
+from jubal.wire.openai_tokenize import OpenAITokenize
 
 log = structlog.get_logger("jubal.http")
 
@@ -181,14 +183,17 @@ class HttpApp:
         self._stopping = False
         self._routes: dict[str, dict[str, Handler]] = {
             "/health": {"GET": self._get_health},
-            "/v1/models": {"GET": self._get_models},
+            "/v1/models": {"GET": self._models(openai_models.listing)},
+            "/v1/language-models": {"GET": self._models(language_models.listing)},
+            "/v1/tokenize-text": {"POST": self._tokenize},
         }
         for path, embedding in (embeddings or {}).items():
             self._routes[path] = {"POST": self._embeddings_by(embedding)}
         for path, dialect in dialects.items():
             self._routes[path] = {"POST": self._generation_by(dialect)}
         self._prefixes: dict[str, dict[str, Handler]] = {
-            "/v1/models/": {"GET": self._get_model},
+            "/v1/models/": {"GET": self._model("/v1/models/", openai_models.single)},
+            "/v1/language-models/": {"GET": self._model("/v1/language-models/", language_models.single)},
             DEFERRED: {"GET": self._get_deferred},
         }
 
@@ -238,18 +243,31 @@ class HttpApp:
         status, body = self._health()
         await exchange.reply(status, body)
 
-    async def _get_models(self, exchange: Exchange) -> None:
-        caller = await self._identify(exchange)
-        caller.acl.demand_endpoint("models")
-        visible = [model for model in self._pipeline.catalogue if caller.acl.allows_model(model.name, *model.aliases)]
-        await exchange.reply(200, openai_models.listing([(model, self._pipeline.weights(model)) for model in visible]))
+    def _models(self, render: Callable[[list[tuple[Model, Weights]]], bytes]) -> Handler:
+        """The models that the key may use."""
 
-    async def _get_model(self, exchange: Exchange) -> None:
+        async def handle(exchange: Exchange) -> None:
+            caller = await self._identify(exchange)
+            caller.acl.demand_endpoint("models")
+            seen = [model for model in self._pipeline.catalogue if caller.acl.allows_model(model.name, *model.aliases)]
+            await exchange.reply(200, render([(model, self._pipeline.weights(model)) for model in seen]))
+
+        return handle
+
+    def _model(self, prefix: str, render: Callable[[Model, Weights], bytes]) -> Handler:
+        async def handle(exchange: Exchange) -> None:
+            caller = await self._identify(exchange)
+            caller.acl.demand_endpoint("models")
+            model = self._pipeline.catalogue.find(exchange.path.removeprefix(prefix))
+            caller.acl.demand("models", model.name, *model.aliases)
+            await exchange.reply(200, render(model, self._pipeline.weights(model)))
+
+        return handle
+
+    async def _tokenize(self, exchange: Exchange) -> None:
         caller = await self._identify(exchange)
-        caller.acl.demand_endpoint("models")
-        model = self._pipeline.catalogue.find(exchange.path.removeprefix("/v1/models/"))
-        caller.acl.demand("models", model.name, *model.aliases)
-        await exchange.reply(200, openai_models.single(model, self._pipeline.weights(model)))
+        asked = OpenAITokenize().parse(await exchange.body(self._body_bytes_max))
+        await exchange.reply(200, asked.whole(await self._pipeline.tokenize(caller, asked.model, asked.text)))
 
     async def _get_deferred(self, exchange: Exchange) -> None:
         """202 until it has ended, then its answer or its error, once. So not for HEAD, which would lose it."""

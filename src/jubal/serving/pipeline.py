@@ -28,9 +28,11 @@ from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelt
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.tally import Tally, estimate_prompt
+from jubal.core.tokens import Token
 from jubal.core.usage import NOTHING, Usage
 from jubal.engines.base import Engine, Weights
 from jubal.engines.embedder import Embedder
+from jubal.engines.tokenizer import Tokenizer
 from jubal.serving.admission import Admission
 
 log = structlog.get_logger("jubal.pipeline")
@@ -230,6 +232,21 @@ class Pipeline:
         for index, message in enumerate(generation.messages):
             if message.has_image:
                 raise refuse("sees no images", f"messages[{index}].content", "images_not_supported")
+
+    async def tokenize(self, caller: Caller, name: str, text: str) -> tuple[Token, ...]:
+        """The tokens of `text` for the model of this name or alias. It counts as a request of no tokens, and costs nothing.
+
+        Raises `UnknownModel`, `NotAllowed`, `TooFast`, `EngineError`; `BadRequest` where the engine can't tell.
+        """
+        model = self.catalogue.find(name)
+        caller.acl.demand("tokenize", model.name, *model.aliases)
+        engine = self.engines[model.engine].engine
+        if not isinstance(engine, Tokenizer):
+            raise BadRequest(
+                f"The engine behind `{model.name}` can't tell its tokens.", param="model", code="tokenize_not_supported"
+            )
+        self._limiter.give_back(self._limiter.take(caller, 0), 0)
+        return await engine.tokenize(model.upstream, text)
 
     async def run(self, admitted: Admitted) -> AsyncGenerator[Event, None]:
         """The events of the answer. Raises core errors, before or after the first piece.

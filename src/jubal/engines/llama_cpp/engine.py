@@ -20,6 +20,7 @@ import msgspec
 from jubal.core.errors import BadRequest, EngineBroken, EngineTimeout, EngineUnavailable
 from jubal.core.events import EngineEvent, UsageSoFar
 from jubal.core.generation import NO_TOOLS, Generation
+from jubal.core.tokens import Token
 from jubal.engines import weights
 from jubal.engines.base import EngineStatus, Weights
 from jubal.engines.llama_cpp.child import ServerArgs
@@ -28,7 +29,9 @@ from jubal.engines.llama_cpp.launch import ChildEffects, SocketFolder
 from jubal.engines.llama_cpp.messages import prepared, single
 from jubal.engines.llama_cpp.process import Heard, Process
 from jubal.engines.llama_cpp.scheduler import Policy
-from jubal.engines.openai_compat import chat_body, stream_chat
+from jubal.engines.llama_cpp.tokens import tokenize_body, tokens_of_llama
+from jubal.engines.openai_compat import ChatDecoder, chat_body, stream_chat
+from jubal.engines.openai_text import TextDecoder, text_body
 from jubal.engines.prompted import stream_prompted
 from jubal.engines.thinking import stream_thinking
 
@@ -66,10 +69,6 @@ class _Props(msgspec.Struct):
     chat_template: str = ""
     chat_template_caps: _TemplateAbilities = msgspec.field(default_factory=_TemplateAbilities)
     default_generation_settings: _Defaults = msgspec.field(default_factory=_Defaults)
-
-
-class _Tokens(msgspec.Struct):
-    tokens: list[msgspec.Raw]
 
 
 class LlamaEngine:
@@ -252,7 +251,7 @@ class LlamaEngine:
 
     def _reasoned(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         """A model whose template knows no thinking is asked for notes first."""
-        if turn.reasoning in (None, "none") or self._template_thinks:
+        if turn.prompt is not None or turn.reasoning in (None, "none") or self._template_thinks:
             return self._choice(turn)
         return stream_thinking(turn, self._choice)
 
@@ -261,13 +260,13 @@ class LlamaEngine:
         extra = self._extra
         if self._template_thinks and turn.reasoning is not None:
             extra = {**extra, "chat_template_kwargs": {"enable_thinking": turn.reasoning != "none"}}
-        body = chat_body(turn, extra=extra)
+        body = chat_body(turn, extra=extra) if turn.prompt is None else text_body(turn, extra=self._extra)
         async with self._places:
             for last_try in (False, True):
                 session, process, life = await self._ready(self._timeout_s)
                 begun = False
                 try:
-                    async with aclosing(self._request(session, process, body)) as events:
+                    async with aclosing(self._request(session, process, body, raw=turn.prompt is not None)) as events:
                         async for event in events:
                             begun = True
                             yield event
@@ -281,10 +280,15 @@ class LlamaEngine:
                         raise
 
     async def _request(
-        self, session: aiohttp.ClientSession, process: Process, body: bytes
+        self, session: aiohttp.ClientSession, process: Process, body: bytes, *, raw: bool
     ) -> AsyncGenerator[EngineEvent, None]:
-        url, headers = f"{URL}/v1/chat/completions", {"content-type": "application/json"}
-        async with aclosing(stream_chat(session, url, body, 1, headers=headers, timeout_s=self._timeout_s)) as events:
+        """raw: `body` is of a turn with a prompt instead of messages."""
+        url = f"{URL}/v1/completions" if raw else f"{URL}/v1/chat/completions"
+        decoder = TextDecoder if raw else ChatDecoder
+        headers = {"content-type": "application/json"}
+        async with aclosing(
+            stream_chat(session, url, body, 1, headers=headers, timeout_s=self._timeout_s, decoder=decoder)
+        ) as events:
             async for event in events:
                 process.progressed()
                 if isinstance(event, UsageSoFar) and not event.usage.completion:
@@ -293,17 +297,18 @@ class LlamaEngine:
 
     async def count_tokens(self, model: str, text: str) -> int:
         """Raises `EngineError`."""
+        return len(await self.tokenize(model, text))
+
+    async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
+        """Raises `EngineError`."""
         session, _, _ = await self._ready(self._timeout_s)
-        body = msgspec.json.encode({"content": text, "add_special": False})
         timeout = aiohttp.ClientTimeout(total=TOKENIZE_TIMEOUT_S)
         try:
-            async with session.post(f"{URL}/tokenize", data=body, timeout=timeout) as response:
+            async with session.post(f"{URL}/tokenize", data=tokenize_body(text), timeout=timeout) as response:
                 answer = await response.read()
                 if response.status != 200:
                     raise EngineBroken(f"The engine could not count tokens (HTTP {response.status}).")
-            return len(msgspec.json.decode(answer, type=_Tokens).tokens)
-        except msgspec.DecodeError as error:
-            raise EngineBroken("The engine answered no list of tokens.") from error
+            return tokens_of_llama(answer)
         except TimeoutError as error:
             raise EngineTimeout("The engine took too long to count tokens.") from error
         except aiohttp.ClientError as error:

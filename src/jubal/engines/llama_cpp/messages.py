@@ -16,6 +16,8 @@ SEED_BITS: Final = 0xFFFF_FFFF
 
 def prepared(turn: Generation, profile: Profile, *, template_tools: bool) -> Generation:
     """The same turn, as this model answers it best. template_tools: its template renders calls and results."""
+    if turn.prompt is not None:
+        return replace(turn, sampling=_with_defaults(turn.sampling, profile))
     messages = tuple(_in_known_role(message) for message in turn.messages)
     if not template_tools:
         messages = tuple(plain(messages))
