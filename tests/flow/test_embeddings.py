@@ -82,3 +82,13 @@ def test_no_key_and_wrong_method(server: Server) -> None:
 
 def test_health_tells_of_the_embedder(server: Server) -> None:
     assert server.request("GET", "/health")[2]["engines"]["words"]["kind"] == "wordllama"
+
+
+def test_the_lists_of_models_know_embeddings(server: Server) -> None:
+    listed = {model["id"]: model for model in server.request("GET", "/v1/embedding-models")[2]["models"]}
+    assert listed["grok-embedding-small"]["output_modalities"] == ["embedding"]
+    assert server.request("GET", "/v1/embedding-models/wordllama")[2] == listed["grok-embedding-small"]
+    assert server.request("GET", "/v1/embedding-models/grok-4")[0] == 404
+    assert server.request("GET", "/v1/language-models/grok-embedding-small")[0] == 404
+    everything = {model["id"] for model in server.request("GET", "/v1/models")[2]["data"]}
+    assert {"grok-4", "grok-embedding-small"} <= everything

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import http.client
 import os
 import shutil
@@ -257,9 +258,9 @@ def _sha256(etag: str | None) -> str | None:
 
 
 class _Noted(msgspec.Struct):
-    """What is kept beside an unfinished download."""
+    """What is kept beside an unfinished download. origin: a digest of the address, which may hold a secret."""
 
-    url: str = ""
+    origin: str = ""
     validator: str | None = None
     sha256: str | None = None
 
@@ -272,12 +273,16 @@ def _noted(part: Path) -> _Noted:
 
 
 def _note(part: Path, url: str, told: Headers) -> None:
-    _notes(part).write_bytes(msgspec.json.encode(_Noted(url, told.validator, told.sha256)))
+    _notes(part).write_bytes(msgspec.json.encode(_Noted(_origin(url), told.validator, told.sha256)))
 
 
 def _resumable(url: str, part: Path) -> int:
     """How many bytes of `part` are of this URL."""
-    return size_of(part) if _noted(part).url == url else 0
+    return size_of(part) if _noted(part).origin == _origin(url) else 0
+
+
+def _origin(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _range_headers(part: Path, had: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import aclosing
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
@@ -31,8 +31,8 @@ from jubal.core.fold import Folder
 from jubal.core.model import Model, Weights
 from jubal.serving.deferred import Deferred
 from jubal.serving.outbox import Outbox
-from jubal.serving.pipeline import Admitted, Pipeline
-from jubal.wire import language_models, openai_errors, openai_models, sse
+from jubal.serving.pipeline import Admitted, ModelKind, Pipeline
+from jubal.wire import openai_errors, openai_models, rich_models, sse
 from jubal.wire.base import Asked, Dialect, ErrorReply
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
 from jubal.wire.openai_tokenize import OpenAITokenize
@@ -156,6 +156,21 @@ def _too_large(bytes_max: int) -> BodyTooLarge:
 
 
 T = TypeVar("T")
+
+
+class _Shelf(NamedTuple):
+    """A list of models: of which kinds, and how the list and one of it are written."""
+
+    kinds: tuple[ModelKind, ...]
+    listing: Callable[[list[tuple[Model, Weights]]], bytes]
+    single: Callable[[Model, Weights], bytes]
+
+
+SHELVES: Final = {
+    "/v1/models": _Shelf(("language", "embedding"), openai_models.listing, openai_models.single),
+    "/v1/language-models": _Shelf(("language",), rich_models.language_listing, rich_models.language_single),
+    "/v1/embedding-models": _Shelf(("embedding",), rich_models.embedding_listing, rich_models.embedding_single),
+}
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 
 
@@ -183,8 +198,6 @@ class HttpApp:
         self._stopping = False
         self._routes: dict[str, dict[str, Handler]] = {
             "/health": {"GET": self._get_health},
-            "/v1/models": {"GET": self._models(openai_models.listing)},
-            "/v1/language-models": {"GET": self._models(language_models.listing)},
             "/v1/tokenize-text": {"POST": self._tokenize},
         }
         for path, embedding in (embeddings or {}).items():
@@ -192,10 +205,11 @@ class HttpApp:
         for path, dialect in dialects.items():
             self._routes[path] = {"POST": self._generation_by(dialect)}
         self._prefixes: dict[str, dict[str, Handler]] = {
-            "/v1/models/": {"GET": self._model("/v1/models/", openai_models.single)},
-            "/v1/language-models/": {"GET": self._model("/v1/language-models/", language_models.single)},
             DEFERRED: {"GET": self._get_deferred},
         }
+        for path, shelf in SHELVES.items():
+            self._routes[path] = {"GET": self._models(shelf)}
+            self._prefixes[path + "/"] = {"GET": self._model(path + "/", shelf)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -243,24 +257,29 @@ class HttpApp:
         status, body = self._health()
         await exchange.reply(status, body)
 
-    def _models(self, render: Callable[[list[tuple[Model, Weights]]], bytes]) -> Handler:
+    def _models(self, shelf: _Shelf) -> Handler:
         """The models that the key may use."""
 
         async def handle(exchange: Exchange) -> None:
             caller = await self._identify(exchange)
             caller.acl.demand_endpoint("models")
-            seen = [model for model in self._pipeline.catalogue if caller.acl.allows_model(model.name, *model.aliases)]
-            await exchange.reply(200, render([(model, self._pipeline.weights(model)) for model in seen]))
+            offers = [
+                (model, weights)
+                for kind in shelf.kinds
+                for model, weights in self._pipeline.offers(kind)
+                if caller.acl.allows_model(model.name, *model.aliases)
+            ]
+            await exchange.reply(200, shelf.listing(offers))
 
         return handle
 
-    def _model(self, prefix: str, render: Callable[[Model, Weights], bytes]) -> Handler:
+    def _model(self, prefix: str, shelf: _Shelf) -> Handler:
         async def handle(exchange: Exchange) -> None:
             caller = await self._identify(exchange)
             caller.acl.demand_endpoint("models")
-            model = self._pipeline.catalogue.find(exchange.path.removeprefix(prefix))
+            model, weights = self._pipeline.offer(exchange.path.removeprefix(prefix), shelf.kinds)
             caller.acl.demand("models", model.name, *model.aliases)
-            await exchange.reply(200, render(model, self._pipeline.weights(model)))
+            await exchange.reply(200, shelf.single(model, weights))
 
         return handle
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import structlog
 
@@ -23,7 +23,7 @@ from jubal.accounts.usage import UsageRow
 from jubal.agent import loop
 from jubal.core.embedding import EmbeddingRequest, Embeddings
 from jubal.core.embedding import estimate_prompt as estimate_embedding
-from jubal.core.errors import BadRequest, EngineError, InternalError, JubalError, NotIdentified
+from jubal.core.errors import BadRequest, EngineError, InternalError, JubalError, NotIdentified, UnknownModel
 from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelta
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
@@ -128,6 +128,7 @@ def ticket_headers(ticket: Ticket) -> list[tuple[bytes, bytes]]:
     return [(name, b"%d" % value) for name, value in values if value is not None]
 
 
+ModelKind: TypeAlias = Literal["language", "embedding"]
 NO_MODELS: Final = Catalogue.of(())
 NO_EMBEDDERS: Final[Mapping[str, ServedEmbedder]] = {}
 
@@ -205,6 +206,22 @@ class Pipeline:
     def put_off(self, admitted: Admitted, *, kept: bool) -> None:
         """Closes an admitted request that will not run now. kept: it will run later, and counts as all it may use."""
         self._limiter.give_back(admitted.ticket, 0 if kept else admitted.tokens_taken)
+
+    def offers(self, kind: ModelKind) -> list[tuple[Model, Weights]]:
+        """All models of a kind, each with what answers behind it."""
+        if kind == "language":
+            return [(model, self.weights(model)) for model in self.catalogue]
+        return [
+            (model, self.embedders[model.engine].embedder.weights(model.upstream)) for model in self.embedding_models
+        ]
+
+    def offer(self, name: str, kinds: tuple[ModelKind, ...]) -> tuple[Model, Weights]:
+        """The model of this name or alias. Raises `UnknownModel`."""
+        for kind in kinds:
+            for model, weights in self.offers(kind):
+                if name == model.name or name in model.aliases:
+                    return model, weights
+        raise UnknownModel(f"The model `{name[:200]}` does not exist.", param="model", code="model_not_found")
 
     def weights(self, model: Model) -> Weights:
         """What answers behind `model`."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from jubal.core.model import Model, Weights
 from jubal.core.money import Price
-from jubal.wire import language_models
+from jubal.wire import rich_models
 
 MODEL = Model(
     "grok-4",
@@ -25,7 +25,7 @@ BLIND = Weights("w", "fp_1f7c0b93de")
 
 
 def test_a_model() -> None:
-    assert json.loads(language_models.single(MODEL, SEEING)) == {
+    assert json.loads(rich_models.language_single(MODEL, SEEING)) == {
         "id": "grok-4",
         "fingerprint": "fp_1f7c0b93de",
         "created": 1_752_019_200,
@@ -49,26 +49,26 @@ def test_a_model() -> None:
 
 
 def test_no_more_is_promised_than_the_weights_can() -> None:
-    told = json.loads(language_models.single(MODEL, BLIND))
+    told = json.loads(rich_models.language_single(MODEL, BLIND))
     assert told["input_modalities"] == ["text"]
     assert told["prompt_image_token_price"] == 0
     assert told["context_length"] == 256_000
 
 
 def test_what_is_unknown_or_does_not_apply_is_left_out() -> None:
-    plain = json.loads(language_models.single(replace(MODEL, context=None, reasoning=False), BLIND))
+    plain = json.loads(rich_models.language_single(replace(MODEL, context=None, reasoning=False), BLIND))
     assert not {"context_length", "capabilities"} & plain.keys()
 
 
 def test_the_default_effort() -> None:
-    told = json.loads(language_models.single(replace(MODEL, effort="low"), SEEING))
+    told = json.loads(rich_models.language_single(replace(MODEL, effort="low"), SEEING))
     assert told["capabilities"]["default_reasoning_effort"] == "low"
 
 
 def test_the_list() -> None:
     other = replace(MODEL, name="grok-3", aliases=())
-    listed = json.loads(language_models.listing([(MODEL, SEEING), (other, BLIND)]))
+    listed = json.loads(rich_models.language_listing([(MODEL, SEEING), (other, BLIND)]))
     assert listed.keys() == {"models"}
     assert [model["id"] for model in listed["models"]] == ["grok-4", "grok-3"]
-    assert listed["models"][0] == json.loads(language_models.single(MODEL, SEEING))
-    assert json.loads(language_models.listing([])) == {"models": []}
+    assert listed["models"][0] == json.loads(rich_models.language_single(MODEL, SEEING))
+    assert json.loads(rich_models.language_listing([])) == {"models": []}

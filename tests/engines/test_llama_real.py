@@ -1,0 +1,302 @@
+"""The embedded engine on the real model: llama.cpp, SmolLM2, real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+import pytest_asyncio
+
+from jubal.core.errors import ContextTooLong, EngineBroken
+from jubal.core.events import EngineEvent, TextDelta, TurnEnded, UsageSoFar
+from jubal.core.generation import Bounds, FunctionTool, Generation, JsonOutput, Message, Sampling, TextPart, Tools
+from jubal.engines.llama_cpp.engine import URL, LlamaEngine
+from jubal.testing import check_engine, one_turn
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CONTEXT = 1024
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(models_home: Path) -> AsyncIterator[LlamaEngine]:
+    engine = LlamaEngine("local", models_home, "smollm2-135m", context=CONTEXT)
+    await engine.start()
+    await engine.ready()
+    yield engine
+    await engine.close()
+    assert psutil.Process().children() == [], "a child is left"
+
+
+async def collect(engine: LlamaEngine, turn: Generation) -> list[EngineEvent]:
+    async with aclosing(engine.stream(turn)) as events:
+        return [event async for event in events]
+
+
+def text_of(events: list[EngineEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def end_of(events: list[EngineEvent]) -> TurnEnded:
+    assert isinstance(events[-1], TurnEnded)
+    return events[-1]
+
+
+def asks(text: str, tokens_max: int | None = 32, **options: object) -> Generation:
+    message = Message("user", (TextPart(text),))
+    return Generation("m", (message,), Sampling(temperature=0), Bounds(tokens_max), **options)  # type: ignore[arg-type]
+
+
+async def slots_busy(engine: LlamaEngine) -> int:
+    assert engine._session is not None
+    async with engine._session.get(f"{URL}/slots", timeout=aiohttp.ClientTimeout(5)) as response:
+        return sum(slot["is_processing"] for slot in await response.json())
+
+
+async def time_until_free(engine: LlamaEngine) -> float:
+    began = time.monotonic()
+    while await slots_busy(engine):
+        assert time.monotonic() - began < 10
+        await asyncio.sleep(0.001)
+    return time.monotonic() - began
+
+
+def child_of() -> psutil.Process:
+    (child,) = (one for one in psutil.Process().children() if "jubal.engines.llama_cpp.child" in one.cmdline())
+    return child
+
+
+async def test_it_answers_in_pieces(engine: LlamaEngine) -> None:
+    events = await collect(engine, asks("What is the capital of France?"))
+    assert "Paris" in text_of(events)
+    assert sum(isinstance(event, TextDelta) for event in events) > 3
+    end = end_of(events)
+    assert end.reasons == ("stop",)
+    assert end.usage is not None
+    assert end.usage.completion > 3
+
+
+async def test_what_it_is(engine: LlamaEngine) -> None:
+    weights = engine.weights("grok-4")
+    assert weights.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert weights.fingerprint == "fp_b179c9523d"
+    assert weights.context == CONTEXT
+    assert weights.input == ("text",)
+
+
+async def test_a_prompt_that_was_seen_before_is_cached(engine: LlamaEngine) -> None:
+    turn = asks("Tell me about the history of the city of Oslo. " * 5, 4)
+    first, second = end_of(await collect(engine, turn)).usage, end_of(await collect(engine, turn)).usage
+    assert first is not None
+    assert second is not None
+    assert first.prompt == second.prompt
+    assert (second.cached or 0) > 0.9 * second.prompt > (first.cached or 0)
+
+
+async def test_the_bound_is_kept_and_so_is_temperature_zero(engine: LlamaEngine) -> None:
+    answers = [await collect(engine, asks("Count to one hundred.", 7)) for _ in range(2)]
+    assert end_of(answers[0]).reasons == ("length",)
+    assert end_of(answers[0]).usage.completion == 7  # type: ignore[union-attr]
+    assert text_of(answers[0]) == text_of(answers[1])
+
+
+async def test_a_stop_text_ends_the_answer_and_is_not_in_it(engine: LlamaEngine) -> None:
+    turn = Generation(
+        "m", asks("What is the capital of France?").messages, Sampling(temperature=0, stop=(" Paris",)), Bounds(32)
+    )
+    events = await collect(engine, turn)
+    assert text_of(events) == "The capital of France is"
+    assert end_of(events).reasons == ("stop",)
+
+
+async def test_seeds_repeat(engine: LlamaEngine) -> None:
+    def story(seed: int) -> Generation:
+        sampling = Sampling(temperature=1.5, top_p=1.0, seed=seed)
+        return Generation("m", asks("Tell me a story.").messages, sampling, Bounds(12), choices=2)
+
+    first, again, other = [await collect(engine, story(seed)) for seed in (5, 5, -(2**62))]
+    by_choice = [
+        [text for e in run if isinstance(e, TextDelta) and e.choice == c for text in [e.text]]
+        for run in (first, again)
+        for c in (0, 1)
+    ]
+    assert by_choice[:2] == by_choice[2:]
+    assert by_choice[0] != by_choice[1], "choices of one seed differ"
+    assert text_of(other) != text_of(first)
+
+
+async def test_several_choices_are_all_counted(engine: LlamaEngine) -> None:
+    one = end_of(await collect(engine, asks("Name three colours.", 8))).usage
+    two = end_of(await collect(engine, asks("Name three colours.", 8, choices=2))).usage
+    assert one is not None
+    assert two is not None
+    assert two.completion == 2 * one.completion
+    assert two.prompt == one.prompt
+
+
+async def test_counts_in_the_middle_are_right_where_they_are_given(engine: LlamaEngine) -> None:
+    events = await collect(engine, asks("What is the capital of France? " * 12))
+    usage = end_of(events).usage
+    assert usage is not None
+    for number, event in enumerate(events):
+        if isinstance(event, UsageSoFar):
+            assert event.usage.prompt == usage.prompt
+            assert event.usage.cached == usage.cached
+            said = sum(isinstance(one, TextDelta) for one in events[:number])
+            assert event.usage.completion == max(said, 1)
+
+
+async def test_a_prompt_beyond_the_window_is_refused_with_both_numbers(engine: LlamaEngine) -> None:
+    with pytest.raises(ContextTooLong) as caught:
+        await collect(engine, asks("word " * 3000))
+    assert caught.value.code == "context_length_exceeded"
+    assert str(CONTEXT) in caught.value.message
+    assert any(number.isdigit() and 3000 <= int(number) < 3100 for number in caught.value.message.split())
+
+
+async def test_an_answer_ends_where_the_window_does(engine: LlamaEngine) -> None:
+    bounded = LlamaEngine("local", engine._models_home, "smollm2-135m", extra={"ignore_eos": True})
+    bounded._process, bounded._session, bounded._identity = engine._process, engine._session, engine._identity
+    events = await collect(bounded, asks("word " * 940, None))
+    end = end_of(events)
+    assert end.reasons == ("length",)
+    assert end.usage is not None
+    assert CONTEXT - 2 <= end.usage.prompt + end.usage.completion <= CONTEXT + 1
+
+
+async def test_characters_are_never_cut(engine: LlamaEngine) -> None:
+    wanted = "Zażółć 😀👩‍👩‍👧 漢字 🇩🇪 é\u0301 \U0001f9d1\U0001f3ff!"
+    forced = LlamaEngine("local", engine._models_home, "smollm2-135m", extra={"grammar": f'root ::= "{wanted}"'})
+    forced._process, forced._session, forced._identity = engine._process, engine._session, engine._identity
+    events = await collect(forced, asks("Say it.", 200))
+    assert text_of(events) == wanted
+    for event in events:
+        if isinstance(event, TextDelta):
+            event.text.encode()
+            assert "\ufffd" not in event.text
+
+
+async def test_a_cancelled_answer_frees_its_slot(engine: LlamaEngine) -> None:
+    taken = []
+    for _ in range(3):  # the machine may be busy with something else for a moment
+        events = engine.stream(asks("Count to one thousand.", 400))
+        await anext(events)
+        assert await slots_busy(engine) == 1
+        await events.aclose()
+        taken.append(await time_until_free(engine))
+    assert min(taken) < 0.1, taken
+
+
+async def test_a_cancelled_request_is_noticed_while_its_prompt_is_read(engine: LlamaEngine) -> None:
+    reading = asyncio.create_task(collect(engine, asks("".join(f"{number} " for number in range(300)), 400)))
+    while not await slots_busy(engine):
+        await asyncio.sleep(0.001)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await time_until_free(engine) < 1.5
+
+
+async def test_cancelled_choices_free_all_slots(engine: LlamaEngine) -> None:
+    events = engine.stream(asks("Count to one thousand.", 400, choices=3))
+    for _ in range(6):
+        await anext(events)
+    await events.aclose()
+    assert await time_until_free(engine) < 1
+
+
+async def test_json_is_held_to_its_schema(engine: LlamaEngine) -> None:
+    schema = '{"type":"object","properties":{"ok":{"type":"boolean"}},"required":["ok"],"additionalProperties":false}'
+    events = await collect(engine, asks("Is water wet?", 40, output=JsonOutput(schema)))
+    assert text_of(events).replace(" ", "").replace("\n", "") in ('{"ok":true}', '{"ok":false}')
+
+
+async def test_functions_are_called_although_the_template_knows_none(engine: LlamaEngine) -> None:
+    parameters = '{"type":"object","properties":{"city":{"type":"string","maxLength":20}},"required":["city"]}'
+    tools = Tools((FunctionTool("get_weather", "Weather of a city.", parameters),), "required", parallel=False)
+    end = end_of(await collect(engine, asks("What is the weather in Oslo?", 80, tools=tools)))
+    assert end.reasons == ("tool_calls",)
+
+
+async def test_tokens_are_counted(engine: LlamaEngine) -> None:
+    assert await engine.count_tokens("m", "") == 0
+    assert await engine.count_tokens("m", "Hello world") == 2
+
+
+async def test_a_killed_child_breaks_the_answer_and_the_next_one_works(engine: LlamaEngine) -> None:
+    killed = child_of()
+    with pytest.raises(EngineBroken):
+        async with aclosing(engine.stream(asks("Count to one thousand.", 400))) as events:
+            async for event in events:
+                if isinstance(event, TextDelta) and killed.is_running():
+                    killed.kill()
+    assert "Paris" in text_of(await collect(engine, asks("What is the capital of France?")))
+    assert child_of().pid != killed.pid
+
+
+async def test_the_promise_of_an_engine(models_home: Path) -> None:
+    async def started() -> LlamaEngine:
+        engine = LlamaEngine("other", models_home, "smollm2-135m", context=512, slots=2)
+        await engine.start()
+        return engine
+
+    await check_engine(started)
+
+
+async def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 1000)
+    engine = LlamaEngine("bad", tmp_path, "bad.gguf")
+    await engine.start()
+    try:
+        with pytest.raises(Exception, match="failed to load model"):
+            await engine.ready()
+        assert engine.status().state == "failed"
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize("when", ["loading", "ready"])
+async def test_the_child_ends_when_the_parent_is_killed(models_home: Path, when: str) -> None:
+    script = f"""
+import asyncio, sys
+from pathlib import Path
+from jubal.engines.llama_cpp.engine import LlamaEngine
+
+async def main():
+    engine = LlamaEngine("local", Path({str(models_home)!r}), "smollm2-135m", context=512)
+    await engine.start()
+    if {when!r} == "ready":
+        await engine.ready()
+    print("go", flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    await parent.stdout.readline()
+    await until(lambda: bool(psutil.Process(parent.pid).children()), 5)
+    (child,) = psutil.Process(parent.pid).children()
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+    await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 3)
+
+
+async def until(condition: Callable[[], bool], within_s: float) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+async def test_one_turn_is_a_turn(engine: LlamaEngine) -> None:
+    assert end_of(await collect(engine, one_turn()))
