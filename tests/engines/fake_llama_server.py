@@ -85,7 +85,15 @@ async def serve(flags: argparse.Namespace) -> None:
             elif path == "/props":
                 send(writer, 200, PROPS)
             elif path == "/tokenize":
-                send(writer, 200, {"tokens": json.loads(body)["content"].split()})
+                send(
+                    writer,
+                    200,
+                    {
+                        "tokens": [
+                            {"id": n, "piece": word} for n, word in enumerate(json.loads(body)["content"].split())
+                        ]
+                    },
+                )
             elif flags.hang:
                 await asyncio.sleep(3600)
             else:

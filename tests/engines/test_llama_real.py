@@ -16,25 +16,26 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from jubal.core.errors import ContextTooLong, EngineBroken
+from jubal.core.errors import ContextTooLong, EngineBroken, EngineUnavailable
 from jubal.core.events import EngineEvent, TextDelta, TurnEnded, UsageSoFar
 from jubal.core.generation import Bounds, FunctionTool, Generation, JsonOutput, Message, Sampling, TextPart, Tools
 from jubal.engines.llama_cpp.engine import URL, LlamaEngine
-from jubal.testing import check_engine, one_turn
+from jubal.testing import check_engine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CONTEXT = 1024
+CONTEXT = 512
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(models_home: Path) -> AsyncIterator[LlamaEngine]:
+    others = psutil.Process().children()  # servers that other tests share
     engine = LlamaEngine("local", models_home, "smollm2-135m", context=CONTEXT)
     await engine.start()
     await engine.ready()
     yield engine
     await engine.close()
-    assert psutil.Process().children() == [], "a child is left"
+    assert [one for one in psutil.Process().children() if one not in others] == [], "a child is left"
 
 
 async def collect(engine: LlamaEngine, turn: Generation) -> list[EngineEvent]:
@@ -143,16 +144,15 @@ async def test_several_choices_are_all_counted(engine: LlamaEngine) -> None:
     assert two.prompt == one.prompt
 
 
-async def test_counts_in_the_middle_are_right_where_they_are_given(engine: LlamaEngine) -> None:
+async def test_the_prompt_is_counted_with_the_first_piece(engine: LlamaEngine) -> None:
     events = await collect(engine, asks("What is the capital of France? " * 12))
     usage = end_of(events).usage
     assert usage is not None
-    for number, event in enumerate(events):
-        if isinstance(event, UsageSoFar):
-            assert event.usage.prompt == usage.prompt
-            assert event.usage.cached == usage.cached
-            said = sum(isinstance(one, TextDelta) for one in events[:number])
-            assert event.usage.completion == max(said, 1)
+    (number,) = (number for number, event in enumerate(events) if isinstance(event, UsageSoFar))
+    so_far = events[number]
+    assert isinstance(so_far, UsageSoFar)
+    assert (so_far.usage.prompt, so_far.usage.cached) == (usage.prompt, usage.cached)
+    assert so_far.usage.completion == number == 1
 
 
 async def test_a_prompt_beyond_the_window_is_refused_with_both_numbers(engine: LlamaEngine) -> None:
@@ -166,7 +166,7 @@ async def test_a_prompt_beyond_the_window_is_refused_with_both_numbers(engine: L
 async def test_an_answer_ends_where_the_window_does(engine: LlamaEngine) -> None:
     bounded = LlamaEngine("local", engine._models_home, "smollm2-135m", extra={"ignore_eos": True})
     bounded._process, bounded._session, bounded._identity = engine._process, engine._session, engine._identity
-    events = await collect(bounded, asks("word " * 940, None))
+    events = await collect(bounded, asks("word " * 440, None))
     end = end_of(events)
     assert end.reasons == ("length",)
     assert end.usage is not None
@@ -197,9 +197,9 @@ async def test_a_cancelled_answer_frees_its_slot(engine: LlamaEngine) -> None:
 
 
 async def test_a_cancelled_request_is_noticed_while_its_prompt_is_read(engine: LlamaEngine) -> None:
-    reading = asyncio.create_task(collect(engine, asks("".join(f"{number} " for number in range(300)), 400)))
+    reading = asyncio.create_task(collect(engine, asks("".join(f"{number} " for number in range(100)), 60)))
     while not await slots_busy(engine):
-        await asyncio.sleep(0.001)
+        assert not reading.done()
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
@@ -228,8 +228,8 @@ async def test_functions_are_called_although_the_template_knows_none(engine: Lla
 
 
 async def test_tokens_are_counted(engine: LlamaEngine) -> None:
-    assert await engine.count_tokens("m", "") == 0
-    assert await engine.count_tokens("m", "Hello world") == 2
+    assert await engine.tokenize("m", "") == ()
+    assert [token.text for token in await engine.tokenize("m", "Hello world")] == ["Hello", " world"]
 
 
 async def test_a_killed_child_breaks_the_answer_and_the_next_one_works(engine: LlamaEngine) -> None:
@@ -257,7 +257,7 @@ async def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
     engine = LlamaEngine("bad", tmp_path, "bad.gguf")
     await engine.start()
     try:
-        with pytest.raises(Exception, match="failed to load model"):
+        with pytest.raises(EngineUnavailable, match="bad GGUF version"):
             await engine.ready()
         assert engine.status().state == "failed"
     finally:
@@ -296,7 +296,3 @@ async def until(condition: Callable[[], bool], within_s: float) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         await asyncio.sleep(0.02)
-
-
-async def test_one_turn_is_a_turn(engine: LlamaEngine) -> None:
-    assert end_of(await collect(engine, one_turn()))

@@ -215,5 +215,4 @@ async def test_echo_has_a_token_for_each_word(text: str) -> None:
     assert isinstance(engine, Tokenizer)
     tokens = await engine.tokenize("m", text)
     assert b"".join(token.bytes for token in tokens).decode() == "".join(token.text for token in tokens) == text
-    assert len(tokens) == await engine.count_tokens("m", text)
     assert all(0 <= token.id < 2**31 for token in tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias
 
 from jubal.core.events import EngineEvent
 from jubal.core.generation import Generation
@@ -51,10 +51,3 @@ class Engine(Protocol):
         the iterator stops the work in the engine before `aclose()` returns.
         """
         ...
-
-
-@runtime_checkable
-class TokenCounter(Protocol):
-    """An engine that can say how many tokens a text has."""
-
-    async def count_tokens(self, model: str, text: str) -> int: ...

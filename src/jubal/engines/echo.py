@@ -40,9 +40,6 @@ class EchoEngine:
     def weights(self, model: str) -> Weights:
         return Weights("echo", "fp_ec40ec40ec", 1_000_000)
 
-    async def count_tokens(self, model: str, text: str) -> int:
-        return len(_words(text))
-
     async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
         """An id is a checksum of the word: the same everywhere, and other words can share it."""
         raw = ((word, word.encode()) for word in _words(text))

@@ -301,6 +301,7 @@ class ChatDecoder:
         if delta is not None:
             if thought := delta.reasoning_content or delta.reasoning:
                 self._decided.add(index)  # this engine keeps it apart itself
+                yield from self._held_back(index)
                 yield ReasoningDelta(thought, index)
             if (text := delta.content) or self._mender is not None:
                 if self._mender is not None:
@@ -317,9 +318,7 @@ class ChatDecoder:
                 self._collect(index, delta.tool_calls)
         if choice.finish_reason is not None and index not in self._reasons:
             self._reasons[index] = FINISH_REASON.get(choice.finish_reason, "stop")
-            if index in self._splitters:
-                for is_thought, piece in self._splitters.pop(index).finish():
-                    yield ReasoningDelta(piece, index) if is_thought else TextDelta(piece, index)
+            yield from self._held_back(index)
             yield from self._whole_calls(index)
 
     def _split(self, index: int, text: str, told: _Logprobs | None) -> Iterator[TextDelta | ReasoningDelta]:
@@ -333,6 +332,13 @@ class ChatDecoder:
                 yield TextDelta(piece, index, likely)
         if splitter.decided:
             self._decided.add(index)
+
+    def _held_back(self, index: int) -> Iterator[TextDelta | ReasoningDelta]:
+        """What could have become a tag and did not."""
+        splitter = self._splitters.pop(index, None)
+        if splitter is not None:
+            for is_thought, piece in splitter.finish():
+                yield ReasoningDelta(piece, index) if is_thought else TextDelta(piece, index)
 
     def _collect(self, index: int, calls: list[_Call]) -> None:
         """Pieces of function calls become whole: a call has no meaning before its arguments are complete."""

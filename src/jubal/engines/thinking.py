@@ -17,6 +17,7 @@ from jubal.core.usage import Usage
 
 OPEN: Final = "<think>"
 CLOSE: Final = "</think>"
+WHITE: Final = " \t\r\n"
 
 # ---------------------------------------------------------------------------------------------- taken apart
 
@@ -45,7 +46,7 @@ class ThinkSplitter:
             return self._think(held)
         if self._strip:
             return self._answer(held)
-        begun = held.lstrip()
+        begun = held.lstrip(WHITE)
         if OPEN.startswith(begun):  # also where nothing but white space came
             self._held = held
             return []

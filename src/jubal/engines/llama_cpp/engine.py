@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 
 from jubal.core.errors import BadRequest, EngineBroken, EngineTimeout, EngineUnavailable
-from jubal.core.events import EngineEvent, UsageSoFar
+from jubal.core.events import EngineEvent
 from jubal.core.generation import NO_TOOLS, Generation
 from jubal.core.tokens import Token
 from jubal.engines import weights
@@ -40,7 +40,7 @@ SLOTS: Final = 4
 tokens costs 180 MB, so that four make 0.87 GB of memory in all, and two 0.5."""
 CONTEXT_MAX: Final = 8192
 """The window of a slot where none is configured: memory for it is taken at once, and many models are trained for 16 times that."""
-CACHE_MIB: Final = 128
+CACHE_MIB: Final = 96
 """Memory for prompts whose slot went to another conversation; llama.cpp's own default of 8 GiB is not for a laptop."""
 BATCH_CPU: Final = 128
 BATCH_GPU: Final = 512
@@ -291,13 +291,7 @@ class LlamaEngine:
         ) as events:
             async for event in events:
                 process.progressed()
-                if isinstance(event, UsageSoFar) and not event.usage.completion:
-                    continue  # from a report on the prompt's progress, which has counted only a part of it
                 yield event
-
-    async def count_tokens(self, model: str, text: str) -> int:
-        """Raises `EngineError`."""
-        return len(await self.tokenize(model, text))
 
     async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
         """Raises `EngineError`."""
@@ -307,10 +301,10 @@ class LlamaEngine:
             async with session.post(f"{URL}/tokenize", data=tokenize_body(text), timeout=timeout) as response:
                 answer = await response.read()
                 if response.status != 200:
-                    raise EngineBroken(f"The engine could not count tokens (HTTP {response.status}).")
+                    raise EngineBroken(f"The engine could not tokenize the text (HTTP {response.status}).")
             return tokens_of_llama(answer)
         except TimeoutError as error:
-            raise EngineTimeout("The engine took too long to count tokens.") from error
+            raise EngineTimeout("The engine took too long to tokenize the text.") from error
         except aiohttp.ClientError as error:
             raise EngineUnavailable("The engine can't be reached.") from error
 
