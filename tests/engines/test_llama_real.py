@@ -20,6 +20,7 @@ from jubal.core.errors import ContextTooLong, EngineBroken, EngineUnavailable
 from jubal.core.events import EngineEvent, TextDelta, TurnEnded, UsageSoFar
 from jubal.core.generation import Bounds, FunctionTool, Generation, JsonOutput, Message, Sampling, TextPart, Tools
 from jubal.engines.llama_cpp.engine import URL, LlamaEngine
+from jubal.engines.llama_cpp.launch import SocketFolder
 from jubal.testing import check_engine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -289,6 +290,7 @@ asyncio.run(main())
     parent.send_signal(signal.SIGKILL)
     await parent.wait()
     await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 3)
+    SocketFolder().remove()  # and with it what the killed server left
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> None:

@@ -57,7 +57,8 @@ def die_with(parent: int) -> None:
     """Sees to it that this process ends with its parent, even one that was killed.
 
     Twice: the kernel's signal acts at once, on Linux, also while a model is loading with the interpreter's lock held; the end
-    of standard input, a pipe that the parent holds open, acts everywhere.
+    of standard input, a pipe that the parent holds open, acts everywhere. (To the kernel the parent is the thread that made
+    this process: the one of the server's event loop, which lives as long as the server.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains first
     threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
@@ -101,6 +102,7 @@ def serve(args: ServerArgs) -> object:
     params.use_jinja = True
     params.ui = False
     params.endpoint_slots = True
+    params.sse_ping_interval = -1  # a ping would make a model that hangs look as if it were only slow
     params.verbosity = LOG_WARNINGS
     return Server(params)
 
