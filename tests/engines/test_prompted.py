@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jubal.core.events import EngineEvent, TextDelta, ToolCall, TurnEnded
-from jubal.core.generation import FunctionTool, Generation, JsonOutput, Message, NamedTool, TextPart, ToolChoice, Tools
+from jubal.core.generation import (
+    Bounds,
+    FunctionTool,
+    Generation,
+    JsonOutput,
+    Message,
+    NamedTool,
+    TextPart,
+    ToolChoice,
+    Tools,
+)
 from jubal.core.usage import Usage
 from jubal.engines.prompted import answer_schema, stream_prompted
 
@@ -115,6 +126,12 @@ async def test_calls_come_whole() -> None:
 async def test_calls_that_the_token_bound_cut_are_none() -> None:
     events, _ = await answer(turn("required"), '{"tool_calls": [{"name": "get_we', reason="length")
     assert events == [TurnEnded(("length",), Usage(9, 3))]
+
+
+async def test_a_call_that_must_be_made_is_not_cut_by_the_bound_on_text() -> None:
+    for choice, bound in (("required", 2048), (NamedTool("get_time"), 2048), ("auto", 9)):
+        _, simple = await answer(replace(turn(choice), bounds=Bounds(9)), "{}")
+        assert simple.bounds.tokens_max == bound
 
 
 async def test_an_answer_held_to_a_schema_beside_tools() -> None:

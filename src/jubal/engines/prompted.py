@@ -30,6 +30,9 @@ from jubal.engines.thinking import with_system
 
 PARALLEL_CALLS_MAX: Final = 4
 """Calls in one answer: a small model that may make any number of them makes them until its tokens end."""
+CALL_TOKENS_MAX: Final = 2048
+"""Tokens for a call that must be made: the caller's bound is for visible text, calls are not counted (xai-api.md 6.1), and half a
+call is none."""
 
 Schema = dict[str, Any]
 
@@ -67,9 +70,14 @@ async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> A
 def _without_tools(turn: Generation) -> Generation:
     """The same turn, asked in words and held to a schema."""
     offered = _offered(turn)
-    instructions = _instructions(offered, must=turn.tools.choice != "auto", parallel=turn.tools.parallel)
+    must = turn.tools.choice != "auto"
+    instructions = _instructions(offered, must=must, parallel=turn.tools.parallel)
+    bounds = turn.bounds
+    if must and bounds.tokens_max is not None:
+        bounds = replace(bounds, tokens_max=max(bounds.tokens_max, CALL_TOKENS_MAX))
     return replace(
         turn,
+        bounds=bounds,
         messages=with_system(turn.messages, instructions),
         tools=NO_TOOLS,
         output=JsonOutput(json.dumps(answer_schema(turn), ensure_ascii=False), "answer"),
