@@ -80,4 +80,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("There is no way back to before the first release: restore a backup.")
+    raise RuntimeError("There is no way back to before the first release: restore a backup.")
