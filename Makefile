@@ -53,5 +53,5 @@ clients: $(VENV)/.dev ## only the official SDKs against a started server
 bench: $(VENV)/.dev ## measure gateway and embedded engine, write bench/results.md (ARGS=--quick)
 	$(BIN)/python bench/run.py $(ARGS)
 
-clean: ## remove the environment and caches, not your $$JUBAL_HOME
+clean: ## remove the environment and caches, not your JUBAL_HOME folder
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/bin build dist
