@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from jubal import catalogue, config
-from jubal.app import LOCAL_DEFAULT, api_key, engine_settings
+from jubal.app import LOCAL_DEFAULT, api_key, build, engine_settings
 from jubal.core.errors import UnknownModel
 from jubal.core.money import Price
 
@@ -160,6 +160,11 @@ def test_own_engines_without_the_local_one_serve_only_what_is_configured(tmp_pat
     assert [model.name for model in models] == ["grok-4"]
     with pytest.raises(UnknownModel, match="grok-4"):
         models.find("grok-beta")
+
+
+def test_what_this_release_can_not_do_is_refused_and_not_ignored(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"limits\.url"):
+        build(load(tmp_path, '[limits]\nurl = "redis://127.0.0.1"\n'))
 
 
 def test_the_seeds_models_and_prices() -> None:

@@ -167,6 +167,8 @@ class Jubal:
 
 def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     """Puts the parts together. Raises `ConfigError`, `StoreUnavailable`."""
+    if not settings.limits.url.startswith("memory://"):
+        raise config.ConfigError(f"{settings.file}: limits.url: this release counts in memory only, expected memory://")
     models = catalogue.build(settings)
     served = {}
     for name, wanted in engine_settings(settings, models).items():
