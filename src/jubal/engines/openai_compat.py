@@ -611,6 +611,28 @@ def retry_delay_s(attempt: int, asked: float | None, spread: float) -> float | N
     return float(RETRY_FIRST_S * 2**attempt * (1 + spread))
 
 
+def upstream_session() -> aiohttp.ClientSession:
+    """A pool of connections to one upstream, without limit: admission is decided before it."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        read_bufsize=1 << 18,
+    )
+
+
+def upstream_headers(api_key: str | None) -> dict[str, str]:
+    headers = {"content-type": "application/json"}
+    if api_key:
+        headers["authorization"] = f"Bearer {api_key}"
+    return headers
+
+
+def upstream_fingerprint(base_url: str, model: str) -> str:
+    """Names weights that nobody here has seen: by where they are and what they are called there."""
+    return f"fp_{hashlib.sha256(f'{base_url} {model}'.encode()).hexdigest()[:10]}"
+
+
 class OpenAICompatEngine:
     """Any server that speaks the OpenAI chat dialect.
 
@@ -635,9 +657,7 @@ class OpenAICompatEngine:
         self._base_url = base_url.rstrip("/")
         self._url = URL(self._base_url + "/chat/completions")
         self._text_url = URL(self._base_url + "/completions")
-        self._headers = {"content-type": "application/json"}
-        if api_key:
-            self._headers["authorization"] = f"Bearer {api_key}"
+        self._headers = upstream_headers(api_key)
         self._timeout_s = timeout_s
         self._retries = retries
         self._context = context
@@ -647,12 +667,7 @@ class OpenAICompatEngine:
 
     async def start(self) -> None:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept-Encoding"),
-                read_bufsize=1 << 18,
-            )
+            self._session = upstream_session()
 
     async def ready(self) -> None:
         """At once: whether the other side answers is seen when it is asked."""
@@ -668,8 +683,14 @@ class OpenAICompatEngine:
     def weights(self, model: str) -> Weights:
         found = self._weights.get(model)
         if found is None:
-            digest = hashlib.sha256(f"{self._base_url} {model}".encode()).hexdigest()
-            found = Weights(model, f"fp_{digest[:10]}", self._context, ("text", "image"), tools=True, json=True)
+            found = Weights(
+                model,
+                upstream_fingerprint(self._base_url, model),
+                self._context,
+                ("text", "image"),
+                tools=True,
+                json=True,
+            )
             self._weights[model] = found  # models come from the configuration, so there are few
         return found
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import math
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -28,6 +27,9 @@ from jubal.engines.openai_compat import (
     _reported,
     _translated,
     retry_delay_s,
+    upstream_fingerprint,
+    upstream_headers,
+    upstream_session,
 )
 
 Encoding: TypeAlias = Literal["base64", "float"]
@@ -188,9 +190,7 @@ class OpenAIEmbedder:
         self.kind = kind
         self._base_url = base_url.rstrip("/")
         self._url = self._base_url + "/embeddings"
-        self._headers = {"content-type": "application/json"}
-        if api_key:
-            self._headers["authorization"] = f"Bearer {api_key}"
+        self._headers = upstream_headers(api_key)
         self._timeout_s = timeout_s
         self._retries = retries
         self._context = context
@@ -200,12 +200,7 @@ class OpenAIEmbedder:
 
     async def start(self) -> None:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept-Encoding"),
-                read_bufsize=1 << 18,
-            )
+            self._session = upstream_session()
 
     async def ready(self) -> None:
         """At once: whether the other side answers is seen when it is asked."""
@@ -219,8 +214,7 @@ class OpenAIEmbedder:
         return EngineStatus("stopped" if self._session is None else "ready")
 
     def weights(self, model: str) -> Weights:
-        digest = hashlib.sha256(f"{self._base_url} {model}".encode()).hexdigest()
-        return Weights(model, f"fp_{digest[:10]}", self._context)
+        return Weights(model, upstream_fingerprint(self._base_url, model), self._context)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """One that failed in the middle is asked for again as well: nothing of it was passed on."""

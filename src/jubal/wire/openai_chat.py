@@ -38,7 +38,6 @@ from jubal.core.generation import (
     Part,
     PastCall,
     Role,
-    Sampling,
     TextPart,
     ToolChoice,
     Tools,
@@ -47,6 +46,7 @@ from jubal.core.usage import Usage
 from jubal.wire import openai_errors, sse
 from jubal.wire.base import ErrorReply
 from jubal.wire.decode import decode, within
+from jubal.wire.openai_sampling import choices, sampling, tokens_bound
 
 # ---------------------------------------------------------------------------------------------- the request
 
@@ -173,12 +173,8 @@ EFFORTS: Final[dict[str, Effort]] = {
     "high": "high",
     "xhigh": "high",  # acts as high (xai-api.md 30)
 }
-STOPS_MAX: Final = 4
-CHOICES_MAX: Final = 128
-SEED_BITS: Final = 63
 LOGPROBS_MAX: Final = 20
 """xAI takes 8 today and took 20 in the seed's year (xai-api.md 6.1); OpenAI takes 20."""
-TOKEN_ID_DIGITS_MAX: Final = 9
 TOOLS_MAX: Final = 350
 TOOL_NAME_MAX: Final = 128
 TOOL_NAME: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{TOOL_NAME_MAX}}}")
@@ -193,9 +189,9 @@ def _generation(asked: _Request) -> Generation:
     return Generation(
         model=asked.model,
         messages=tuple(_message(index, message) for index, message in enumerate(asked.messages)),
-        sampling=_sampling(asked),
+        sampling=sampling(asked),
         bounds=Bounds(tokens_max=_tokens_max(asked)),
-        choices=_choices(asked.n),
+        choices=choices(asked.n),
         live=bool(asked.stream),
         user=asked.safety_identifier or asked.user,
         cache_key=asked.prompt_cache_key,
@@ -394,30 +390,6 @@ def _effort(effort: str | None) -> Effort | None:
     return found
 
 
-def _sampling(asked: _Request) -> Sampling:
-    within("temperature", asked.temperature, 0, 2)
-    within("top_p", asked.top_p, 0, 1)
-    within("frequency_penalty", asked.frequency_penalty, -2, 2)
-    within("presence_penalty", asked.presence_penalty, -2, 2)
-    within("seed", asked.seed, -(2**SEED_BITS), 2**SEED_BITS - 1)
-    return Sampling(
-        asked.temperature,
-        asked.top_p,
-        asked.frequency_penalty,
-        asked.presence_penalty,
-        asked.seed,
-        _stops(asked.stop),
-        tuple(_bias(token, bias) for token, bias in (asked.logit_bias or {}).items()),
-    )
-
-
-def _bias(token: str, bias: float) -> tuple[int, float]:
-    if not (token.isascii() and token.isdecimal()) or len(token) > TOKEN_ID_DIGITS_MAX:
-        raise BadRequest(f"`logit_bias` takes token ids, got `{token[:64]}`.", param="logit_bias", code="invalid_value")
-    within("logit_bias", bias, -100, 100)
-    return int(token), bias
-
-
 def _logprobs(asked: _Request) -> int | None:
     within("top_logprobs", asked.top_logprobs, 0, LOGPROBS_MAX)
     if asked.top_logprobs and not asked.logprobs:
@@ -425,30 +397,12 @@ def _logprobs(asked: _Request) -> int | None:
     return (asked.top_logprobs or 0) if asked.logprobs else None
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > STOPS_MAX:
-        raise BadRequest(f"`stop` takes up to {STOPS_MAX} strings, got {len(stops)}.", param="stop", code="too_many")
-    if not all(stops):
-        raise BadRequest("`stop` must not hold an empty string.", param="stop", code="empty_value")
-    return stops
-
-
 def _tokens_max(asked: _Request) -> int | None:
     """`max_tokens` is the old spelling of `max_completion_tokens`, which wins."""
     for name, value in (("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)):
         if value is not None:
-            if value < 1:
-                raise BadRequest(f"`{name}` must be at least 1, got {value}.", param=name, code="out_of_range")
-            return min(value, 2**31 - 1)
+            return tokens_bound(name, value)
     return None
-
-
-def _choices(n: int | None) -> int:
-    within("n", n, 1, CHOICES_MAX)
-    return n or 1
 
 
 # ---------------------------------------------------------------------------------------------- the answer

@@ -27,11 +27,12 @@ from jubal.core.events import (
     UsageSoFar,
 )
 from jubal.core.fold import Choice, Completion
-from jubal.core.generation import Bounds, Generation, Sampling
+from jubal.core.generation import Bounds, Generation
 from jubal.wire import openai_errors, sse
 from jubal.wire.base import ErrorReply
 from jubal.wire.decode import decode, within
-from jubal.wire.openai_chat import CHOICES_MAX, SEED_BITS, _bias, _stops, usage_body
+from jubal.wire.openai_chat import usage_body
+from jubal.wire.openai_sampling import choices, sampling, tokens_bound
 
 # ---------------------------------------------------------------------------------------------- the request
 
@@ -76,16 +77,18 @@ def _generation(asked: _Request) -> Generation:
     prompt = _prompt(asked.prompt)
     if asked.suffix:
         raise _unsupported("suffix", "no engine here fills in text before a given end")
-    choices = _choices(asked)
+    wanted_choices = _choices(asked)
     logprobs = _logprobs(asked.logprobs)
     if asked.echo and logprobs is not None:
         raise _unsupported("echo", "with `logprobs` it needs the prompt's own probabilities, which engines do not tell")
     return Generation(
         model=asked.model,
         messages=(),
-        sampling=_sampling(asked),
-        bounds=Bounds(tokens_max=_tokens_max(asked.max_tokens)),
-        choices=choices,
+        sampling=sampling(asked),
+        bounds=Bounds(
+            tokens_max=TOKENS_DEFAULT if asked.max_tokens is None else tokens_bound("max_tokens", asked.max_tokens)
+        ),
+        choices=wanted_choices,
         live=bool(asked.stream),
         user=asked.user,
         logprobs=logprobs,
@@ -113,11 +116,10 @@ def _unsupported(name: str, why: str) -> BadRequest:
 
 def _choices(asked: _Request) -> int:
     """best_of makes more answers than it gives; 1 is its default."""
-    within("n", asked.n, 1, CHOICES_MAX)
-    choices = asked.n or 1
-    if asked.best_of not in (None, 1, choices):
-        raise _unsupported("best_of", f"only 1 or the same as `n`, which is {choices}")
-    return choices
+    wanted = choices(asked.n)
+    if asked.best_of not in (None, 1, wanted):
+        raise _unsupported("best_of", f"only 1 or the same as `n`, which is {wanted}")
+    return wanted
 
 
 def _logprobs(wanted: bool | int | None) -> int | None:
@@ -126,31 +128,6 @@ def _logprobs(wanted: bool | int | None) -> int | None:
         return 0 if wanted else None
     within("logprobs", wanted, 0, LOGPROBS_MAX)
     return wanted
-
-
-def _tokens_max(wanted: int | None) -> int:
-    if wanted is None:
-        return TOKENS_DEFAULT
-    if wanted < 1:
-        raise BadRequest(f"`max_tokens` must be at least 1, got {wanted}.", param="max_tokens", code="out_of_range")
-    return min(wanted, 2**31 - 1)
-
-
-def _sampling(asked: _Request) -> Sampling:
-    within("temperature", asked.temperature, 0, 2)
-    within("top_p", asked.top_p, 0, 1)
-    within("frequency_penalty", asked.frequency_penalty, -2, 2)
-    within("presence_penalty", asked.presence_penalty, -2, 2)
-    within("seed", asked.seed, -(2**SEED_BITS), 2**SEED_BITS - 1)
-    return Sampling(
-        asked.temperature,
-        asked.top_p,
-        asked.frequency_penalty,
-        asked.presence_penalty,
-        asked.seed,
-        _stops(asked.stop),
-        tuple(_bias(token, bias) for token, bias in (asked.logit_bias or {}).items()),
-    )
 
 
 # ---------------------------------------------------------------------------------------------- the answer

@@ -1,0 +1,76 @@
+"""The fields on how to sample, which chat and legacy completions share, from their wire models to the core."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from jubal.core.errors import BadRequest
+from jubal.core.generation import Sampling
+from jubal.wire.decode import within
+
+STOPS_MAX: Final = 4
+CHOICES_MAX: Final = 128
+SEED_BITS: Final = 63
+TOKEN_ID_DIGITS_MAX: Final = 9
+TOKENS_MAX: Final = 2**31 - 1
+
+
+class Sampled(Protocol):
+    """A body with these fields; None means unset."""
+
+    temperature: float | None
+    top_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    seed: int | None
+    stop: str | list[str] | None
+    logit_bias: dict[str, float] | None
+
+
+def sampling(asked: Sampled) -> Sampling:
+    """Raises `BadRequest` naming the first field out of its range (xai-api.md 6.1)."""
+    within("temperature", asked.temperature, 0, 2)
+    within("top_p", asked.top_p, 0, 1)
+    within("frequency_penalty", asked.frequency_penalty, -2, 2)
+    within("presence_penalty", asked.presence_penalty, -2, 2)
+    within("seed", asked.seed, -(2**SEED_BITS), 2**SEED_BITS - 1)
+    return Sampling(
+        asked.temperature,
+        asked.top_p,
+        asked.frequency_penalty,
+        asked.presence_penalty,
+        asked.seed,
+        _stops(asked.stop),
+        tuple(_bias(token, bias) for token, bias in (asked.logit_bias or {}).items()),
+    )
+
+
+def _bias(token: str, bias: float) -> tuple[int, float]:
+    if not (token.isascii() and token.isdecimal()) or len(token) > TOKEN_ID_DIGITS_MAX:
+        raise BadRequest(f"`logit_bias` takes token ids, got `{token[:64]}`.", param="logit_bias", code="invalid_value")
+    within("logit_bias", bias, -100, 100)
+    return int(token), bias
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > STOPS_MAX:
+        raise BadRequest(f"`stop` takes up to {STOPS_MAX} strings, got {len(stops)}.", param="stop", code="too_many")
+    if not all(stops):
+        raise BadRequest("`stop` must not hold an empty string.", param="stop", code="empty_value")
+    return stops
+
+
+def choices(n: int | None) -> int:
+    """Raises `BadRequest`."""
+    within("n", n, 1, CHOICES_MAX)
+    return n or 1
+
+
+def tokens_bound(name: str, value: int) -> int:
+    """Raises `BadRequest` naming the field."""
+    if value < 1:
+        raise BadRequest(f"`{name}` must be at least 1, got {value}.", param=name, code="out_of_range")
+    return min(value, TOKENS_MAX)
