@@ -12,10 +12,11 @@ import codecs
 import hashlib
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from functools import cache
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -59,6 +60,7 @@ from jubal.engines.sse import SSEDecoder
 from jubal.engines.thinking import ThinkSplitter
 
 S = TypeVar("S", bound=msgspec.Struct)
+C = TypeVar("C", bound=msgspec.Struct)
 CONNECT_TIMEOUT_S: Final = 10.0
 END_WAIT_S: Final = 0.25
 """How long to wait, after the last event, for the end of the body, so that the connection can be used again."""
@@ -218,8 +220,10 @@ class _Timings(msgspec.Struct, gc=False):
     predicted_n: int = 0
 
 
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] = []
+class CompletionChunk(msgspec.Struct, Generic[C], gc=False):
+    """A chunk; a whole answer looks alike. `C` is how the dialect writes a choice."""
+
+    choices: list[C] = []
     usage: _Usage | None = None
     error: msgspec.Raw = msgspec.Raw()  # `Raw | None` would take nothing but null
     timings: _Timings | None = None
@@ -235,19 +239,20 @@ FINISH_REASON: Final[dict[str, FinishReason]] = {
 """Anything else that an engine may say, such as `eos` or `end_turn`, is a natural end."""
 
 
-class ChatDecoder:
-    """Feeds on the bytes of a streamed chat completion, cut anywhere, and yields events; the last one is `TurnEnded`."""
+class StreamDecoder(ABC, Generic[C]):
+    """Feeds on the bytes of a streamed completion, cut anywhere, and yields events; the last one is `TurnEnded`.
 
-    def __init__(self, choices: int) -> None:
-        self._decode = msgspec.json.Decoder(_Chunk).decode
+    chunk: the wire model of a chunk. How one choice of it reads is the dialect's.
+    """
+
+    def __init__(self, choices: int, chunk: type[CompletionChunk[C]]) -> None:
+        self._chunk = chunk
+        self._decode = msgspec.json.Decoder(chunk).decode
         self._sse = SSEDecoder()
         self._choices = choices
         self._reasons: dict[int, FinishReason] = {}
-        self._calls: dict[tuple[int, int], _OpenCall] = {}
         self._usage: Usage | None = None
         self._mender: _Mender | None = None
-        self._splitters: dict[int, ThinkSplitter] = {}
-        self._decided: set[int] = set()
         self._metered = False
         self._begun = False
         self.ended = False
@@ -281,7 +286,9 @@ class ChatDecoder:
         try:
             chunk = self._decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            chunk = self._mend(payload)
+            # The careful way for chunks whose text is not Unicode: characters cut in half between two events.
+            self._mender = self._mender or _Mender()
+            chunk = self._mender.chunk(payload, self._chunk)
         if bytes(chunk.error) not in (b"", b"null"):
             raise _reported(503 if not self._begun else 200, payload)
         self._begun = True
@@ -294,10 +301,32 @@ class ChatDecoder:
             t = chunk.timings
             yield UsageSoFar(Usage(t.cache_n + t.prompt_n, t.predicted_n, t.cache_n))
 
-    def _choice(self, choice: _Choice) -> Iterator[EngineEvent]:
-        index, delta = choice.index, choice.delta or choice.message
+    @abstractmethod
+    def _choice(self, choice: C) -> Iterator[EngineEvent]:
+        """What one choice of a chunk says. Raises `EngineBroken`."""
+
+    def _check_index(self, index: int) -> None:
+        """Raises `EngineBroken` for a choice that nobody asked for."""
         if not 0 <= index < self._choices:
             raise EngineBroken(f"The engine answered choice {index} of {self._choices}.")
+
+    def _end(self) -> TurnEnded:
+        self.ended = True
+        return TurnEnded(tuple(self._reasons.get(index, "stop") for index in range(self._choices)), self._usage)
+
+
+class ChatDecoder(StreamDecoder[_Choice]):
+    """The decoder of chat completions: reasoning is taken apart, calls become whole."""
+
+    def __init__(self, choices: int) -> None:
+        super().__init__(choices, CompletionChunk[_Choice])
+        self._calls: dict[tuple[int, int], _OpenCall] = {}
+        self._splitters: dict[int, ThinkSplitter] = {}
+        self._decided: set[int] = set()
+
+    def _choice(self, choice: _Choice) -> Iterator[EngineEvent]:
+        index, delta = choice.index, choice.delta or choice.message
+        self._check_index(index)
         if delta is not None:
             if thought := delta.reasoning_content or delta.reasoning:
                 self._decided.add(index)  # this engine keeps it apart itself
@@ -354,16 +383,6 @@ class ChatDecoder:
         for owner, number in sorted(key for key in self._calls if key[0] == index):
             call = self._calls.pop((owner, number))
             yield ToolCall(call.id or f"call_{random.randrange(10**8):08d}", call.name, call.arguments or "{}", index)  # noqa: S311
-
-    def _end(self) -> TurnEnded:
-        self.ended = True
-        return TurnEnded(tuple(self._reasons.get(index, "stop") for index in range(self._choices)), self._usage)
-
-    def _mend(self, payload: bytes) -> _Chunk:
-        """The careful way for chunks whose text is not Unicode: characters cut in half between two events."""
-        if self._mender is None:
-            self._mender = _Mender()
-        return self._mender.chunk(payload, _Chunk)
 
 
 class _OpenCall:
