@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from jubal.core.errors import JubalError
+from jubal.core.server_tools import OutputFile, Source, ToolKind
 from jubal.core.usage import Usage
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "turn_limit"]
@@ -78,6 +79,49 @@ class ToolCall:
 
 
 @dataclass(slots=True)
+class ServerToolCall:
+    """A tool of ours begins to run: the model called it. name: the function; arguments: JSON text, as the model wrote it."""
+
+    id: str
+    kind: ToolKind
+    name: str
+    arguments: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class ServerToolResult:
+    """A tool of ours has ended. ok: it did what it was called for; only then it is charged.
+
+    output: what the model reads of it. seconds: how long it took. sources: what it found. files: what it made.
+    """
+
+    id: str
+    kind: ToolKind
+    name: str
+    ok: bool
+    output: str
+    seconds: float
+    sources: tuple[Source, ...] = ()
+    files: tuple[OutputFile, ...] = ()
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class Citation:
+    """The text just given cites a source. number: the source's, from 1, the same at each citation of it.
+
+    start, end: where `[[number]](url)` stands in the text of the choice, in characters, end not included.
+    """
+
+    number: int
+    source: Source
+    start: int
+    end: int
+    choice: int = 0
+
+
+@dataclass(slots=True)
 class UsageSoFar:
     """Exact counts in the middle of a turn or answer, for whoever must charge one that is cut. Each delta after it adds a
     token. From an engine: of this turn. From the agent: of the whole answer so far."""
@@ -98,12 +142,18 @@ class TurnEnded:
 
 @dataclass(slots=True)
 class Finished:
-    """The last event of a good answer. cost_ticks: None where nobody prices it. estimated: no engine told `usage`."""
+    """The last event of a good answer. cost_ticks: None where nobody prices it. estimated: no engine told `usage`.
+
+    sources: all that server tools met, each once, in the order of their numbers. tool_uses: calls of server tools that went
+    well, by kind.
+    """
 
     reasons: tuple[FinishReason, ...]
     usage: Usage
     cost_ticks: int | None = None
     estimated: bool = False
+    sources: tuple[Source, ...] = ()
+    tool_uses: tuple[tuple[ToolKind, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -114,4 +164,15 @@ class Failed:
 
 
 EngineEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCall | UsageSoFar | TurnEnded
-Event: TypeAlias = Started | TextDelta | ReasoningDelta | ToolCall | UsageSoFar | Finished | Failed
+Event: TypeAlias = (
+    Started
+    | TextDelta
+    | ReasoningDelta
+    | ToolCall
+    | ServerToolCall
+    | ServerToolResult
+    | Citation
+    | UsageSoFar
+    | Finished
+    | Failed
+)

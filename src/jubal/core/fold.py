@@ -5,38 +5,84 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from jubal.core.errors import EngineBroken
 from jubal.core.events import (
+    Citation,
     Event,
     Failed,
     Finished,
     FinishReason,
     ReasoningDelta,
+    ServerToolCall,
+    ServerToolResult,
     Started,
     TextDelta,
     TokenLogprob,
     ToolCall,
     UsageSoFar,
 )
+from jubal.core.server_tools import Source, ToolKind
 from jubal.core.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One answer of a completion."""
+class TextItem:
+    """Visible text without anything else between its pieces."""
 
     text: str
-    reasoning: str
-    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningItem:
+    """Thinking without anything else between its pieces."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerItem:
+    """A call of a server tool and how it ended; result: None where the answer ended before it."""
+
+    call: ServerToolCall
+    result: ServerToolResult | None = None
+
+
+Item: TypeAlias = TextItem | ReasoningItem | ToolCall | ServerItem
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer of a completion. items: all of it, in the order in which it began."""
+
+    items: tuple[Item, ...]
     reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
+    citations: tuple[Citation, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return "".join(item.text for item in self.items if isinstance(item, TextItem))
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(item.text for item in self.items if isinstance(item, ReasoningItem))
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """Calls that the client has to answer."""
+        return tuple(item for item in self.items if isinstance(item, ToolCall))
+
+    @property
+    def server_calls(self) -> tuple[ServerItem, ...]:
+        """Calls that were answered here."""
+        return tuple(item for item in self.items if isinstance(item, ServerItem))
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer. sources, tool_uses: as in `Finished`."""
 
     id: str
     created: int
@@ -45,14 +91,42 @@ class Completion:
     choices: tuple[Choice, ...]
     usage: Usage
     cost_ticks: int | None
+    sources: tuple[Source, ...] = ()
+    tool_uses: tuple[tuple[ToolKind, int], ...] = ()
+
+
+@dataclass(slots=True)
+class _Pieces:
+    """Text or thinking that is not over yet."""
+
+    kind: type[TextItem] | type[ReasoningItem]
+    pieces: list[str]
 
 
 @dataclass(slots=True)
 class _Open:
-    text: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
+    """A choice that is not over yet."""
+
+    items: list[_Pieces | ToolCall | ServerItem] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    citations: list[Citation] = field(default_factory=list)
+
+    def add(self, kind: type[TextItem] | type[ReasoningItem], text: str) -> None:
+        last = self.items[-1] if self.items else None
+        if isinstance(last, _Pieces) and last.kind is kind:
+            last.pieces.append(text)
+        else:
+            self.items.append(_Pieces(kind, [text]))
+
+    def end_call(self, result: ServerToolResult) -> None:
+        for place, item in enumerate(self.items):
+            if isinstance(item, ServerItem) and item.call.id == result.id and item.result is None:
+                self.items[place] = ServerItem(item.call, result)
+                return
+
+    def close(self, reason: FinishReason) -> Choice:
+        items = (item.kind("".join(item.pieces)) if isinstance(item, _Pieces) else item for item in self.items)
+        return Choice(tuple(items), reason, tuple(self.logprobs), tuple(self.citations))
 
 
 class Folder:
@@ -68,12 +142,18 @@ class Folder:
         match event:
             case TextDelta():
                 choice = self._choice(event.choice)
-                choice.text.append(event.text)
+                choice.add(TextItem, event.text)
                 choice.logprobs += event.logprobs
             case ReasoningDelta():
-                self._choice(event.choice).reasoning.append(event.text)
+                self._choice(event.choice).add(ReasoningItem, event.text)
             case ToolCall():
-                self._choice(event.choice).calls.append(event)
+                self._choice(event.choice).items.append(event)
+            case ServerToolCall():
+                self._choice(event.choice).items.append(ServerItem(event))
+            case ServerToolResult():
+                self._choice(event.choice).end_call(event)
+            case Citation():
+                self._choice(event.choice).citations.append(event)
             case Started():
                 self._started = event
             case Finished():
@@ -93,15 +173,18 @@ class Folder:
 
     def _close(self, end: Finished) -> Completion:
         assert self._started is not None, "Started comes first"
-        choices = []
-        for index, reason in enumerate(end.reasons):
-            made = self._choice(index)
-            choices.append(
-                Choice("".join(made.text), "".join(made.reasoning), tuple(made.calls), reason, tuple(made.logprobs))
-            )
+        choices = tuple(self._choice(index).close(reason) for index, reason in enumerate(end.reasons))
         start = self._started
         return Completion(
-            start.id, start.created, start.model, start.fingerprint, tuple(choices), end.usage, end.cost_ticks
+            start.id,
+            start.created,
+            start.model,
+            start.fingerprint,
+            choices,
+            end.usage,
+            end.cost_ticks,
+            end.sources,
+            end.tool_uses,
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from jubal.core.server_tools import ServerTool
+
 Effort: TypeAlias = Literal["none", "low", "medium", "high"]
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -86,16 +88,21 @@ ToolChoice: TypeAlias = Literal["auto", "none", "required"] | NamedTool
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What may be called, and what must be. parallel: more than one call in an answer is allowed."""
+    """What may be called, and what must be. parallel: more than one call in an answer is allowed.
+
+    functions: what an engine knows of. server: what Jubal runs itself; the agent makes functions of them, and no engine sees
+    them.
+    """
 
     functions: tuple[FunctionTool, ...] = ()
     choice: ToolChoice = "auto"
     parallel: bool = True
+    server: tuple[ServerTool, ...] = ()
 
     @property
     def wanted(self) -> bool:
-        """The model should know of the functions."""
-        return bool(self.functions) and self.choice != "none"
+        """The model should know of the tools."""
+        return bool(self.functions or self.server) and self.choice != "none"
 
 
 NO_TOOLS = Tools()
@@ -129,7 +136,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """tokens_max: visible tokens of each choice; None: as far as the window goes. turns_max: rounds of the tool loop."""
+    """tokens_max: visible tokens of each choice; None: as far as the window goes.
+
+    turns_max: rounds of the tool loop, each a step of the model and the server tools that it calls; then it has to answer.
+    """
 
     tokens_max: int | None = None
     turns_max: int = 16
@@ -145,6 +155,7 @@ class Generation:
     cache_key: requests with the same key share a prompt prefix (xai-api.md 22), a hint for placement.
     reasoning: how much to think before the answer, as a budget; None: the model's own habit.
     prompt: text to go on from as it stands, without a chat template; then messages are empty. None: answer the messages.
+    inline_citations: sources are cited in the text, as `[[1]](url)`.
     output: None for text. logprobs: tell each token's probability and that of so many likely others, 0..20; None: don't.
     """
 
@@ -161,3 +172,4 @@ class Generation:
     logprobs: int | None = None
     reasoning: Effort | None = None
     prompt: str | None = None
+    inline_citations: bool = False

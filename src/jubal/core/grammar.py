@@ -7,11 +7,14 @@ from contextlib import aclosing
 from typing import Final
 
 from jubal.core.events import (
+    Citation,
     EngineEvent,
     Event,
     Failed,
     Finished,
     ReasoningDelta,
+    ServerToolCall,
+    ServerToolResult,
     Started,
     TextDelta,
     ToolCall,
@@ -20,12 +23,13 @@ from jubal.core.events import (
 )
 
 _PIECES: Final = frozenset({TextDelta, ReasoningDelta, ToolCall, UsageSoFar})
+_SERVED: Final = _PIECES | {ServerToolCall, ServerToolResult, Citation}
 START: Final = None
 
 ANSWER: Final[dict[type | None, frozenset[type]]] = {
     START: frozenset({Started}),
-    Started: _PIECES | {Finished, Failed},
-    **dict.fromkeys(_PIECES, _PIECES | {Finished, Failed}),
+    Started: _SERVED | {Finished, Failed},
+    **dict.fromkeys(_SERVED, _SERVED | {Finished, Failed}),
     Finished: frozenset(),
     Failed: frozenset(),
 }

@@ -12,12 +12,15 @@ import msgspec
 
 from jubal.core.errors import BadRequest, JubalError, Undecodable
 from jubal.core.events import (
+    Citation,
     Event,
     Failed,
     Finished,
     FinishReason,
     Likely,
     ReasoningDelta,
+    ServerToolCall,
+    ServerToolResult,
     Started,
     TextDelta,
     TokenLogprob,
@@ -43,7 +46,7 @@ from jubal.core.generation import (
     Tools,
 )
 from jubal.core.usage import Usage
-from jubal.wire import openai_errors, sse
+from jubal.wire import openai_errors, server_tools, sse
 from jubal.wire.base import ErrorReply
 from jubal.wire.decode import decode, within
 from jubal.wire.openai_sampling import choices, sampling, tokens_bound
@@ -465,8 +468,9 @@ class ChatRenderer:
     The parts of a frame that never change are encoded once: a frame per token is the hot path.
     """
 
-    def __init__(self, *, include_usage: bool) -> None:
+    def __init__(self, *, include_usage: bool, with_outputs: bool = False) -> None:
         self._include_usage = include_usage
+        self._with_outputs = with_outputs
         self._head = b""
         self._tail = b""
         self._begun: set[int] = set()
@@ -496,6 +500,13 @@ class ChatRenderer:
                 return self._finish(event)
             case Failed(error):
                 return openai_errors.frame(error)
+            case ServerToolCall():
+                return self._delta(event.choice, {"server_side_tool_calls": [server_tools.call_body(event)]})
+            case ServerToolResult():
+                body = server_tools.result_body(event, with_output=self._with_outputs)
+                return self._delta(event.choice, {"server_side_tool_calls": [body]})
+            case Citation():
+                return self._delta(event.choice, {"annotations": [server_tools.annotation_body(event)]})
             case UsageSoFar():
                 return b""
             case _:

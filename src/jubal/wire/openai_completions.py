@@ -14,12 +14,15 @@ import msgspec
 
 from jubal.core.errors import BadRequest, JubalError
 from jubal.core.events import (
+    Citation,
     Event,
     Failed,
     Finished,
     FinishReason,
     Likely,
     ReasoningDelta,
+    ServerToolCall,
+    ServerToolResult,
     Started,
     TextDelta,
     TokenLogprob,
@@ -207,7 +210,7 @@ class TextRenderer:
                 return self._finish(event)
             case Failed(error):
                 return openai_errors.frame(_in_our_words(error))
-            case ReasoningDelta() | ToolCall() | UsageSoFar():
+            case ReasoningDelta() | ToolCall() | ServerToolCall() | ServerToolResult() | Citation() | UsageSoFar():
                 return b""  # neither is asked for here
             case _:
                 assert_never(event)
