@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engines.tokenizer",
     },
     "admin": {"core", "accounts", "records"},
-    "testing": {"core", "engines", "accounts", "wire"},
+    "testing": {"core", "engines", "accounts", "wire", "tools"},
     "config": set(),
     "catalogue": {"config", "core"},
 }

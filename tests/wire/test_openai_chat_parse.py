@@ -11,6 +11,15 @@ from hypothesis import strategies as st
 
 from jubal.core.errors import BadRequest
 from jubal.core.generation import ImagePart, JsonOutput, NamedTool, PastCall, TextPart
+from jubal.core.server_tools import (
+    CodeExecution,
+    CollectionsSearch,
+    Mcp,
+    ServerTool,
+    UserLocation,
+    WebSearch,
+    XSearch,
+)
 from jubal.wire import openai_errors
 from jubal.wire.openai_chat import ChatAsked, OpenAIChat
 
@@ -107,6 +116,37 @@ def test_tools_and_output() -> None:
     assert parse(response_format={"type": "text"}, tool_choice="none").generation == parse().generation
 
 
+@pytest.mark.parametrize(
+    ("fields", "server", "choice"),
+    [
+        ({"tools": [{"type": "web_search"}]}, (WebSearch(),), "auto"),
+        ({"tools": [{"type": "web_search", "filters": {"excluded_domains": ["A.com"]}, "enable_image_understanding": True}]}, (WebSearch(excluded_domains=("a.com",), images=True),), "auto"),
+        ({"tools": [{"type": "web_search", "user_location": {"type": "approximate", "country": "no", "city": "Oslo"}}]}, (WebSearch(location=UserLocation("NO", city="Oslo")),), "auto"),
+        ({"tools": [{"type": "x_search", "allowed_x_handles": ["@xai"], "to_date": "2026-01-31"}], "tool_choice": "required"}, (XSearch(("xai",), to_date="2026-01-31"),), "required"),
+        ({"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}, {"type": "x_search"}]}, (CodeExecution(), XSearch()), "auto"),
+        ({"tools": [{"type": "mcp", "server_label": "box", "server_url": "https://x", "allowed_tool_names": ["t"], "authorization": "s"}]}, (Mcp("box", "https://x", allowed=("t",), authorization="s"),), "auto"),
+        ({"tools": [{"type": "file_search", "vector_store_ids": ["c1"]}]}, (CollectionsSearch(("c1",)),), "auto"),
+        ({"search_parameters": {}}, (WebSearch(), XSearch()), "auto"),
+        ({"search_parameters": {"mode": "off"}}, (), "auto"),
+        ({"search_parameters": {"mode": "on", "max_search_results": 3, "from_date": "2026-01-01", "sources": [{"type": "web", "country": "NO"}, {"type": "news", "excluded_websites": ["b.com"]}]}}, (WebSearch(excluded_domains=("b.com",), location=UserLocation("NO"), results_max=3, from_date="2026-01-01"),), "required"),
+        ({"search_parameters": {"sources": [{"type": "x", "x_handles": ["a"], "post_favorite_count": 5}]}}, (XSearch(("a",), favorites_min=5),), "auto"),
+        ({"search_parameters": {"sources": [{"type": "rss", "links": ["https://a.com/feed"]}]}}, (WebSearch(links=("https://a.com/feed",)),), "auto"),
+        ({"web_search_options": {}}, (WebSearch(),), "auto"),
+        ({"web_search_options": {}, "tools": [{"type": "web_search", "enable_image_search": True}]}, (WebSearch(image_search=True),), "auto"),
+    ],
+)  # fmt: skip
+def test_server_tools(fields: dict[str, Any], server: tuple[ServerTool, ...], choice: str) -> None:
+    tools = parse(**fields).generation.tools
+    assert tools.server == server
+    assert tools.choice == choice
+
+
+def test_turns_and_citations() -> None:
+    asked = parse(max_turns=3, include=["inline_citations", "unknown"]).generation
+    assert asked.bounds.turns_max == 3
+    assert asked.inline_citations
+
+
 BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"model": None}, "model", 422),
     ({"model": 7}, "model", 422),
@@ -150,7 +190,28 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"stream": True, "stream_options": {"include_usage": "x"}}, "stream_options.include_usage", 422),
     ({"user": 7}, "user", 422),
     ({"tools": [{"type": "function"}]}, "tools[0].function", 422),
-    ({"tools": [{"type": "web_search"}]}, "tools[0].type", 400),
+    ({"tools": [{"type": "telepathy"}]}, "tools[0].type", 400),
+    ({"tools": [{"type": "web_search", "allowed_domains": ["a.com"], "excluded_domains": ["b.com"]}]}, "tools[0]", 400),
+    ({"tools": [{"type": "web_search", "filters": {"allowed_domains": ["a.com"] * 6}}]}, "tools[0].filters.allowed_domains", 400),
+    ({"tools": [{"type": "web_search", "allowed_domains": ["https://a.com"]}]}, "tools[0].allowed_domains", 400),
+    ({"tools": [{"type": "web_search", "allowed_domains": "a.com"}]}, "tools[0].allowed_domains", 422),
+    ({"tools": [{"type": "web_search", "user_location": {"country": "Norway"}}]}, "tools[0].user_location.country", 400),
+    ({"tools": [{"type": "x_search", "allowed_x_handles": ["a b"]}]}, "tools[0].allowed_x_handles", 400),
+    ({"tools": [{"type": "x_search", "excluded_x_handles": ["a"] * 21}]}, "tools[0].excluded_x_handles", 400),
+    ({"tools": [{"type": "x_search", "from_date": "yesterday"}]}, "tools[0].from_date", 400),
+    ({"tools": [{"type": "x_search", "from_date": "2026-02-01", "to_date": "2026-01-01"}]}, "tools[0].to_date", 400),
+    ({"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}, "tools[0].container", 400),
+    ({"tools": [{"type": "mcp"}]}, "tools[0].server_url", 422),
+    ({"tools": [{"type": "mcp", "server_url": "ftp://x"}]}, "tools[0].server_url", 400),
+    ({"tools": [{"type": "mcp", "server_url": "https://x", "server_label": "a.b"}]}, "tools[0].server_label", 400),
+    ({"tools": [{"type": "mcp", "server_url": "https://x", "headers": {"a b": "c"}}]}, "tools[0].headers", 400),
+    ({"tools": [{"type": "mcp", "server_url": "https://x", "require_approval": "always"}]}, "tools[0].require_approval", 400),
+    ({"tools": [{"type": "mcp", "server_url": "https://x", "connector_id": "c"}]}, "tools[0].connector_id", 400),
+    ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools[0].vector_store_ids", 400),
+    ({"max_turns": 0}, "max_turns", 400),
+    ({"max_turns": "many"}, "max_turns", 422),
+    ({"include": "all"}, "include", 422),
+    ({"web_search_options": {"user_location": {"approximate": {"country": "x"}}}}, "web_search_options.user_location.country", 400),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", 400),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]}, "tools[0].function.parameters", 400),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters", 422),
@@ -174,7 +235,12 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"logit_bias": {"5": "a"}}, "logit_bias[...]", 422),
     ({"deferred": True, "stream": True}, "deferred", 400),
     ({"deferred": "yes"}, "deferred", 422),
-    ({"search_parameters": {"mode": "on"}}, "search_parameters", 400),
+    ({"search_parameters": {"mode": "maybe"}}, "search_parameters.mode", 400),
+    ({"search_parameters": {"max_search_results": 31}}, "search_parameters.max_search_results", 400),
+    ({"search_parameters": {"from_date": "31.1.2026"}}, "search_parameters.from_date", 400),
+    ({"search_parameters": {"sources": [{"type": "tv"}]}}, "search_parameters.sources[0].type", 400),
+    ({"search_parameters": {"sources": [{"type": "rss"}]}}, "search_parameters.sources[0].links", 400),
+    ({"search_parameters": {"sources": [{"type": "x", "post_view_count": -1}]}}, "search_parameters.sources[0].post_view_count", 400),
 ]  # fmt: skip
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, TypeAlias
 
 from jubal.core.server_tools import ServerTool
 
 Effort: TypeAlias = Literal["none", "low", "medium", "high"]
+TURNS_MAX: Final = 16
+"""Rounds of the tool loop where nobody says."""
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -142,7 +144,7 @@ class Bounds:
     """
 
     tokens_max: int | None = None
-    turns_max: int = 16
+    turns_max: int = TURNS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +175,11 @@ class Generation:
     reasoning: Effort | None = None
     prompt: str | None = None
     inline_citations: bool = False
+
+
+def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """`text` at the end of the first system message, or as one in front: some templates take one at the start only."""
+    first = messages[0] if messages else None
+    if first is not None and first.role in ("system", "developer"):
+        return (replace(first, parts=(*first.parts, TextPart("\n\n" + text))), *messages[1:])
+    return (Message("system", (TextPart(text),)), *messages)

@@ -25,8 +25,8 @@ from jubal.core.generation import (
     Generation,
     JsonOutput,
     NamedTool,
+    with_system,
 )
-from jubal.engines.thinking import with_system
 
 PARALLEL_CALLS_MAX: Final = 4
 """Calls in one answer: a small model that may make any number of them makes them until its tokens end."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from jubal.core.events import EngineEvent, ReasoningDelta, TextDelta, TurnEnded, UsageSoFar
-from jubal.core.generation import NO_TOOLS, Bounds, Effort, Generation, Message, Sampling, TextPart
+from jubal.core.generation import NO_TOOLS, Bounds, Effort, Generation, Sampling, with_system
 from jubal.core.usage import Usage
 
 OPEN: Final = "<think>"
@@ -155,14 +155,6 @@ def _answer_turn(turn: Generation, notes: str) -> Generation:
     notes = notes.strip()
     messages = with_system(turn.messages, _USE.format(notes=notes)) if notes else turn.messages
     return replace(turn, messages=messages, reasoning=None)
-
-
-def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    """`text` at the end of the first system message, or as one in front: some templates take one at the start only."""
-    first = messages[0] if messages else None
-    if first is not None and first.role in ("system", "developer"):
-        return (replace(first, parts=(*first.parts, TextPart("\n\n" + text))), *messages[1:])
-    return (Message("system", (TextPart(text),)), *messages)
 
 
 def _as_reasoning(usage: Usage) -> Usage:

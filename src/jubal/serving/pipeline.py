@@ -21,6 +21,7 @@ from jubal.accounts.keys import Caller
 from jubal.accounts.limits import UNLIMITED, Limiter, Ticket
 from jubal.accounts.usage import UsageRow
 from jubal.agent import loop
+from jubal.agent.toolbox import Toolbox
 from jubal.core.embedding import EmbeddingRequest, Embeddings
 from jubal.core.embedding import estimate_prompt as estimate_embedding
 from jubal.core.errors import BadRequest, EngineError, InternalError, JubalError, NotIdentified, UnknownModel
@@ -146,6 +147,7 @@ class Pipeline:
         *,
         embedding_models: Catalogue = NO_MODELS,
         embedders: Mapping[str, ServedEmbedder] = NO_EMBEDDERS,
+        toolbox: Toolbox = loop.NO_TOOLBOX,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = random_uuid,
@@ -154,6 +156,7 @@ class Pipeline:
         self.engines = engines
         self.embedding_models = embedding_models
         self.embedders = embedders
+        self.toolbox = toolbox
         self._keys = keys
         self._limiter = limiter
         self._usage = usage
@@ -197,6 +200,7 @@ class Pipeline:
         model = self.catalogue.find(generation.model)
         caller.acl.demand(endpoint, model.name, *model.aliases)
         self._check_input(model, generation)
+        self.toolbox.check(generation)
         if generation.reasoning is None and model.effort is not None:
             generation = replace(generation, reasoning=model.effort)
         tokens = estimate_prompt(generation) + (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED)
@@ -276,7 +280,7 @@ class Pipeline:
                 async for event in events:
                     account.see(event)
                     if isinstance(event, Finished):
-                        event = Finished(event.reasons, event.usage, account.close("ok"), event.estimated)
+                        event = replace(event, cost_ticks=account.close("ok"))
                         await self._settle(admitted, account)
                     yield event
         except JubalError as error:
@@ -309,7 +313,7 @@ class Pipeline:
             try:
                 async with served.admission:
                     account.asks(name, weights.fingerprint)
-                    async with aclosing(loop.run(turn, served.engine)) as events:
+                    async with aclosing(loop.run(turn, served.engine, self.toolbox)) as events:
                         async for event in events:
                             if not account.started:
                                 account.started = True

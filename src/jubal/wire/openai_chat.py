@@ -10,6 +10,7 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
+from jubal.core import generation
 from jubal.core.errors import BadRequest, JubalError, Undecodable
 from jubal.core.events import (
     Citation,
@@ -45,7 +46,7 @@ from jubal.core.generation import (
     ToolChoice,
     Tools,
 )
-from jubal.core.usage import Usage
+from jubal.core.server_tools import ServerTool
 from jubal.wire import openai_errors, server_tools, sse
 from jubal.wire.base import ErrorReply
 from jubal.wire.decode import decode, within
@@ -96,8 +97,7 @@ class _ToolFunction(msgspec.Struct, gc=False):
     strict: bool | None = None
 
 
-class _Tool(msgspec.Struct, gc=False):
-    type: str
+class _Tool(server_tools.ServerToolFields, gc=False):
     function: _ToolFunction | None = None
 
 
@@ -121,8 +121,15 @@ class _ResponseFormat(msgspec.Struct, gc=False):
     json_schema: _JsonSchema | None = None
 
 
-class _SearchParameters(msgspec.Struct, gc=False):
-    mode: str | None = None
+class _WebSearchOptions(msgspec.Struct, gc=False):
+    """OpenAI's way to ask for web search."""
+
+    user_location: _ApproximateLocation | None = None
+    filters: server_tools.Filters | None = None
+
+
+class _ApproximateLocation(msgspec.Struct, gc=False):
+    approximate: server_tools.Location | None = None
 
 
 class _Request(msgspec.Struct):
@@ -153,8 +160,10 @@ class _Request(msgspec.Struct):
     logit_bias: dict[str, float] | None = None
     reasoning_effort: str | None = None
     deferred: bool | None = None
-    # Understood so far as to refuse what is not done here, instead of ignoring it in silence.
-    search_parameters: _SearchParameters | None = None
+    search_parameters: server_tools.SearchParameters | None = None
+    web_search_options: _WebSearchOptions | None = None
+    max_turns: int | None = None
+    include: list[str] | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Request)
@@ -179,6 +188,19 @@ EFFORTS: Final[dict[str, Effort]] = {
 LOGPROBS_MAX: Final = 20
 """xAI takes 8 today and took 20 in the seed's year (xai-api.md 6.1); OpenAI takes 20."""
 TOOLS_MAX: Final = 350
+TURNS_MAX: Final = 64
+OUTPUTS: Final = frozenset(
+    {
+        "web_search_call_output",
+        "x_search_call_output",
+        "code_execution_call_output",
+        "code_interpreter_call.outputs",
+        "collections_search_call_output",
+        "file_search_call.results",
+        "mcp_call_output",
+    }
+)
+"""Values of `include` by which the outputs of server tools are asked for; any of them brings all (xai-api.md 8.5, 23.6)."""
 TOOL_NAME_MAX: Final = 128
 TOOL_NAME: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{TOOL_NAME_MAX}}}")
 
@@ -188,12 +210,11 @@ def _generation(asked: _Request) -> Generation:
         raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
     if not asked.messages:
         raise BadRequest("`messages` needs at least one message.", param="messages", code="empty_value")
-    _refuse_what_is_not_done(asked)
     return Generation(
         model=asked.model,
         messages=tuple(_message(index, message) for index, message in enumerate(asked.messages)),
         sampling=sampling(asked),
-        bounds=Bounds(tokens_max=_tokens_max(asked)),
+        bounds=_bounds(asked),
         choices=choices(asked.n),
         live=bool(asked.stream),
         user=asked.safety_identifier or asked.user,
@@ -202,18 +223,8 @@ def _generation(asked: _Request) -> Generation:
         output=_output(asked.response_format),
         logprobs=_logprobs(asked),
         reasoning=_effort(asked.reasoning_effort),
+        inline_citations="inline_citations" in (asked.include or ()),
     )
-
-
-def _refuse_what_is_not_done(asked: _Request) -> None:
-    refused = {
-        "search_parameters": asked.search_parameters and asked.search_parameters.mode not in (None, "off"),
-    }
-    for name, wanted in refused.items():
-        if wanted:
-            raise BadRequest(
-                f"`{name}` is not supported by this release of Jubal.", param=name, code="unsupported_parameter"
-            )
 
 
 def _message(index: int, message: _Message) -> Message:
@@ -285,28 +296,40 @@ def _past_call(index: int, number: int, call: _Call) -> PastCall:
 
 
 def _tools(asked: _Request) -> Tools:
-    functions = tuple(_function(number, tool) for number, tool in enumerate(asked.tools or ()))
-    if len(functions) > TOOLS_MAX:
+    functions: list[FunctionTool] = []
+    served: list[ServerTool] = []
+    for number, tool in enumerate(asked.tools or ()):
+        if tool.type == "function":
+            functions.append(_function(f"tools[{number}]", tool.function))
+        else:
+            served += server_tools.parse(f"tools[{number}]", tool)
+    if len(functions) + len(served) > TOOLS_MAX:
         raise BadRequest(
-            f"`tools` takes up to {TOOLS_MAX} tools, got {len(functions)}.", param="tools", code="too_many"
+            f"`tools` takes up to {TOOLS_MAX} tools, got {len(asked.tools or ())}.", param="tools", code="too_many"
         )
     names = [function.name for function in functions]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadRequest(f"`tools` has two functions named `{twice}`.", param="tools", code="invalid_value")
-    if not functions and asked.tool_choice in (None, "auto", "none"):
+    searched, must = server_tools.parse_search(asked.search_parameters)
+    served += [tool for tool in (*searched, *_web_search_options(asked)) if type(tool) not in map(type, served)]
+    if not (functions or served) and asked.tool_choice in (None, "auto", "none"):
         return NO_TOOLS
-    return Tools(functions, _choice(asked.tool_choice, names), asked.parallel_tool_calls is not False)
+    choice = _choice(asked.tool_choice, names, any_tool=bool(functions or served))
+    if must and choice == "auto":
+        choice = "required"
+    return Tools(tuple(functions), choice, asked.parallel_tool_calls is not False, tuple(served))
 
 
-def _function(number: int, tool: _Tool) -> FunctionTool:
-    where = f"tools[{number}]"
-    if tool.type != "function":
-        raise BadRequest(
-            f"`{where}.type`: tools of type `{tool.type[:64]}` are not supported. Types: function.",
-            param=f"{where}.type",
-            code="invalid_value",
-        )
-    function = tool.function
+def _web_search_options(asked: _Request) -> tuple[ServerTool, ...]:
+    options = asked.web_search_options
+    if options is None:
+        return ()
+    location = options.user_location.approximate if options.user_location else None
+    fields = server_tools.ServerToolFields("web_search", filters=options.filters, user_location=location)
+    return server_tools.parse("web_search_options", fields)
+
+
+def _function(where: str, function: _ToolFunction | None) -> FunctionTool:
     if function is None:
         raise Undecodable(f"`{where}.function` is required.", param=f"{where}.function", code="missing_field")
     if not TOOL_NAME.fullmatch(function.name):
@@ -335,14 +358,14 @@ def _is_of_objects(schema: dict[str, Any]) -> bool:
     return isinstance(choice, list) and all(isinstance(one, dict) and _is_of_objects(one) for one in choice)
 
 
-def _choice(choice: str | _NamedTool | None, names: list[str]) -> ToolChoice:
+def _choice(choice: str | _NamedTool | None, names: list[str], *, any_tool: bool) -> ToolChoice:
     match choice:
         case None | "auto":
             return "auto"
         case "none":
             return "none"
         case "required":
-            if not names:
+            if not any_tool:
                 raise BadRequest(
                     "`tool_choice` is required, and `tools` is empty.", param="tool_choice", code="invalid_value"
                 )
@@ -400,6 +423,11 @@ def _logprobs(asked: _Request) -> int | None:
     return (asked.top_logprobs or 0) if asked.logprobs else None
 
 
+def _bounds(asked: _Request) -> Bounds:
+    within("max_turns", asked.max_turns, 1, TURNS_MAX)
+    return Bounds(_tokens_max(asked), asked.max_turns or generation.TURNS_MAX)
+
+
 def _tokens_max(asked: _Request) -> int | None:
     """`max_tokens` is the old spelling of `max_completion_tokens`, which wins."""
     for name, value in (("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)):
@@ -419,8 +447,9 @@ FINISH_REASON: Final[dict[FinishReason, str]] = {
 }
 
 
-def usage_body(usage: Usage, cost_ticks: int | None) -> dict[str, object]:
+def usage_body(told: Finished | Completion) -> dict[str, object]:
     """The usage object (xai-api.md 6.8)."""
+    usage = told.usage
     body: dict[str, object] = {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
@@ -437,10 +466,22 @@ def usage_body(usage: Usage, cost_ticks: int | None) -> dict[str, object]:
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },
-        "num_sources_used": 0,
+        "num_sources_used": len(told.sources),
     }
-    if cost_ticks is not None:
-        body["cost_in_usd_ticks"] = cost_ticks
+    if told.cost_ticks is not None:
+        body["cost_in_usd_ticks"] = told.cost_ticks
+    if told.tool_uses:
+        body["server_side_tool_usage_details"] = server_tools.usage_details(told.tool_uses)
+    return body
+
+
+def _served_body(told: Finished | Completion, *, with_citations: bool) -> dict[str, object]:
+    """What server tools add to an answer as a whole: all sources met, and the calls that count, by category."""
+    body: dict[str, object] = {}
+    if told.sources and with_citations:
+        body["citations"] = [source.url for source in told.sources]
+    if told.tool_uses:
+        body["server_side_tool_usage"] = server_tools.usage_categories(told.tool_uses)
     return body
 
 
@@ -468,9 +509,10 @@ class ChatRenderer:
     The parts of a frame that never change are encoded once: a frame per token is the hot path.
     """
 
-    def __init__(self, *, include_usage: bool, with_outputs: bool = False) -> None:
+    def __init__(self, *, include_usage: bool, with_outputs: bool = False, with_citations: bool = True) -> None:
         self._include_usage = include_usage
         self._with_outputs = with_outputs
+        self._with_citations = with_citations
         self._head = b""
         self._tail = b""
         self._begun: set[int] = set()
@@ -551,19 +593,26 @@ class ChatRenderer:
             if choice not in self._begun:
                 frames.append(self._delta(choice, {"content": ""}))
             frames.append(self._chunk(choice, {}, _encode(FINISH_REASON[reason])))
+        if served := _served_body(end, with_citations=self._with_citations):
+            last = frames[-1].removesuffix(self._tail)
+            frames[-1] = b"%b,%b%b" % (last, _encode(served)[1:-1], self._tail)
         if self._include_usage:
             head = self._head.removesuffix(b'{"index":')
-            frames.append(b'%b],"usage":%b%b' % (head, _encode(usage_body(end.usage, end.cost_ticks)), self._tail))
+            frames.append(b'%b],"usage":%b%b' % (head, _encode(usage_body(end)), self._tail))
         frames.append(sse.DONE)
         return b"".join(frames)
 
 
-def _choice_body(index: int, choice: Choice) -> dict[str, object]:
+def _choice_body(index: int, choice: Choice, *, with_outputs: bool) -> dict[str, object]:
     message: dict[str, object] = {"role": "assistant", "content": choice.text, "refusal": None}
-    if choice.reasoning:
-        message["reasoning_content"] = choice.reasoning
-    if choice.calls:
-        message["tool_calls"] = [_call_body(call) for call in choice.calls]
+    if reasoning := choice.reasoning:
+        message["reasoning_content"] = reasoning
+    if calls := choice.calls:
+        message["tool_calls"] = [_call_body(call) for call in calls]
+    if served := choice.server_calls:
+        message["server_side_tool_calls"] = [server_tools.item_body(item, with_output=with_outputs) for item in served]
+    if choice.citations:
+        message["annotations"] = [server_tools.annotation_body(citation) for citation in choice.citations]
     logprobs = _logprobs_body(choice.logprobs) if choice.logprobs else None
     return {"index": index, "message": message, "finish_reason": FINISH_REASON[choice.reason], "logprobs": logprobs}
 
@@ -571,11 +620,14 @@ def _choice_body(index: int, choice: Choice) -> dict[str, object]:
 class ChatAsked:
     """A parsed chat completion request."""
 
-    __slots__ = ("_include_usage", "deferred", "generation")
+    __slots__ = ("_include_usage", "_with_citations", "_with_outputs", "deferred", "generation")
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
         self._include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        self._with_outputs = not OUTPUTS.isdisjoint(asked.include or ())
+        search = asked.search_parameters
+        self._with_citations = search is None or search.return_citations is not False
         if asked.stream_options is not None and not asked.stream:
             raise BadRequest("`stream_options` needs `stream: true`.", param="stream_options", code="invalid_value")
         self.deferred = bool(asked.deferred)
@@ -585,7 +637,9 @@ class ChatAsked:
             )
 
     def renderer(self) -> ChatRenderer:
-        return ChatRenderer(include_usage=self._include_usage)
+        return ChatRenderer(
+            include_usage=self._include_usage, with_outputs=self._with_outputs, with_citations=self._with_citations
+        )
 
     def whole(self, completion: Completion) -> bytes:
         return _encode(
@@ -594,9 +648,13 @@ class ChatAsked:
                 "object": "chat.completion",
                 "created": completion.created,
                 "model": completion.model,
-                "choices": [_choice_body(index, choice) for index, choice in enumerate(completion.choices)],
-                "usage": usage_body(completion.usage, completion.cost_ticks),
+                "choices": [
+                    _choice_body(index, choice, with_outputs=self._with_outputs)
+                    for index, choice in enumerate(completion.choices)
+                ],
+                "usage": usage_body(completion),
                 "system_fingerprint": completion.fingerprint,
+                **_served_body(completion, with_citations=self._with_citations),
             }
         )
 

@@ -247,9 +247,7 @@ class TextRenderer:
             frames.append(self._begin(choice))
             frames.append(self._chunk(choice, "", _encode(FINISH_REASON[reason])))
         if self._include_usage:
-            frames.append(
-                b'%b],"usage":%b%b' % (self._head, _encode(usage_body(end.usage, end.cost_ticks)), self._tail)
-            )
+            frames.append(b'%b],"usage":%b%b' % (self._head, _encode(usage_body(end)), self._tail))
         frames.append(sse.DONE)
         return b"".join(frames)
 
@@ -280,7 +278,7 @@ class CompletionsAsked:
                 "created": completion.created,
                 "model": completion.model,
                 "choices": [self._choice_body(index, choice) for index, choice in enumerate(completion.choices)],
-                "usage": usage_body(completion.usage, completion.cost_ticks),
+                "usage": usage_body(completion),
                 "system_fingerprint": completion.fingerprint,
             }
         )

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from typing import Any, Final
 
+import msgspec
+
+from jubal.core.errors import BadRequest, Undecodable
 from jubal.core.events import Citation, ServerToolCall, ServerToolResult
 from jubal.core.fold import ServerItem
-from jubal.core.server_tools import ToolKind
+from jubal.core.server_tools import (
+    CodeExecution,
+    CollectionsSearch,
+    Mcp,
+    ServerTool,
+    ToolKind,
+    UserLocation,
+    WebSearch,
+    XSearch,
+)
 
 CALL_TYPE: Final[dict[ToolKind, str]] = {
     "web_search": "web_search_call",
@@ -89,3 +105,317 @@ def usage_details(uses: tuple[tuple[ToolKind, int], ...]) -> dict[str, int]:
 def usage_categories(uses: tuple[tuple[ToolKind, int], ...]) -> dict[str, int]:
     """Calls that are charged, by category; only what was used."""
     return {USAGE_CATEGORY[kind]: count for kind, count in uses if count}
+
+
+# ---------------------------------------------------------------------------------------------- the request
+
+
+class Filters(msgspec.Struct, gc=False):
+    allowed_domains: list[str] | None = None
+    excluded_domains: list[str] | None = None
+
+
+class Location(msgspec.Struct, gc=False):
+    type: str | None = None
+    country: str | None = None
+    region: str | None = None
+    city: str | None = None
+    timezone: str | None = None
+
+
+class SourceSpec(msgspec.Struct, gc=False):
+    """One entry of `search_parameters.sources`."""
+
+    type: str
+    allowed_websites: list[str] | None = None
+    excluded_websites: list[str] | None = None
+    country: str | None = None
+    safe_search: bool | None = None
+    included_x_handles: list[str] | None = None
+    excluded_x_handles: list[str] | None = None
+    x_handles: list[str] | None = None
+    post_favorite_count: int | None = None
+    post_view_count: int | None = None
+    links: list[str] | None = None
+
+
+class SearchParameters(msgspec.Struct, gc=False):
+    """`search_parameters` (xai-api.md 6.5)."""
+
+    mode: str | None = None
+    sources: list[SourceSpec] | None = None
+    from_date: str | None = None
+    to_date: str | None = None
+    return_citations: bool | None = None
+    max_search_results: int | None = None
+
+
+class ServerToolFields(msgspec.Struct, gc=False):
+    """What an entry of `tools` may say when it is no function (xai-api.md 9.1). Dialects add their way to write functions."""
+
+    type: str
+    allowed_domains: list[str] | None = None
+    excluded_domains: list[str] | None = None
+    filters: Filters | None = None
+    enable_image_understanding: bool | None = None
+    enable_image_search: bool | None = None
+    enable_video_understanding: bool | None = None
+    user_location: Location | None = None
+    allowed_x_handles: list[str] | None = None
+    excluded_x_handles: list[str] | None = None
+    from_date: str | None = None
+    to_date: str | None = None
+    container: Any = None
+    vector_store_ids: list[str] | None = None
+    max_num_results: int | None = None
+    server_label: str | None = None
+    server_url: str | None = None
+    server_description: str | None = None
+    allowed_tools: list[str] | None = None
+    allowed_tool_names: list[str] | None = None
+    authorization: str | None = None
+    headers: dict[str, str] | None = None
+    require_approval: Any = None
+    connector_id: str | None = None
+    sources: list[SourceSpec] | None = None
+
+
+SERVER_TYPES: Final = (
+    "web_search",
+    "x_search",
+    "code_execution",
+    "code_interpreter",
+    "mcp",
+    "file_search",
+    "live_search",
+)
+DOMAINS_MAX: Final = 5
+HANDLES_MAX: Final = 20
+COLLECTIONS_MAX: Final = 10
+RESULTS_MAX: Final = 30
+_DOMAIN: Final = re.compile(r"(?=.{1,253}$)(?!-)[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*", re.IGNORECASE)
+_HANDLE: Final = re.compile(r"[A-Za-z0-9_]{1,50}")
+_LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+
+
+def parse(where: str, tool: ServerToolFields) -> tuple[ServerTool, ...]:
+    """One entry of `tools` at `where`. Raises `BadRequest` naming the field at fault."""
+    match tool.type:
+        case "web_search" | "web_search_preview":
+            return (_web_search(where, tool),)
+        case "x_search":
+            return (_x_search(where, tool),)
+        case "code_execution" | "code_interpreter":
+            if isinstance(tool.container, str) or (isinstance(tool.container, dict) and tool.container.get("file_ids")):
+                raise _wrong(f"{where}.container", "containers can't be chosen: leave it out")
+            return (CodeExecution(),)
+        case "mcp":
+            return (_mcp(where, tool),)
+        case "file_search" | "collections_search":
+            return (_collections(where, tool),)
+        case "live_search":
+            return _sources(f"{where}.sources", tool.sources, SearchParameters())
+    raise _wrong(
+        f"{where}.type",
+        f"tools of type `{tool.type[:64]}` are not supported. Types: function, {', '.join(SERVER_TYPES)}",
+    )
+
+
+def parse_search(asked: SearchParameters | None) -> tuple[tuple[ServerTool, ...], bool]:
+    """The tools that `search_parameters` stand for, and whether one of them must be used (mode `on`). Raises `BadRequest`."""
+    where = "search_parameters"
+    if asked is None or asked.mode == "off":
+        return (), False
+    if asked.mode not in (None, "auto", "on"):
+        raise _wrong(f"{where}.mode", "must be off, auto or on")
+    if asked.max_search_results is not None and not 1 <= asked.max_search_results <= RESULTS_MAX:
+        raise BadRequest(
+            f"`{where}.max_search_results` must be between 1 and {RESULTS_MAX}, got {asked.max_search_results}.",
+            param=f"{where}.max_search_results",
+            code="out_of_range",
+        )
+    _dates(where, asked.from_date, asked.to_date)
+    return _sources(f"{where}.sources", asked.sources, asked), asked.mode == "on"
+
+
+def _sources(where: str, sources: list[SourceSpec] | None, asked: SearchParameters) -> tuple[ServerTool, ...]:
+    """At most one web search and one X search: several sources of a kind become one."""
+    web: WebSearch | None = None
+    posts: XSearch | None = None
+    for number, source in enumerate(sources if sources is not None else [SourceSpec("web"), SourceSpec("x")]):
+        place = f"{where}[{number}]"
+        match source.type:
+            case "web" | "news" | "rss":
+                web = _together(web, _web_source(place, source, asked))
+            case "x":
+                posts = _x_source(place, source, asked)
+            case _:
+                raise _wrong(f"{place}.type", "must be web, news, x or rss")
+    return tuple(tool for tool in (web, posts) if tool is not None)
+
+
+def _together(first: WebSearch | None, second: WebSearch) -> WebSearch:
+    if first is None:
+        return second
+    return replace(
+        first,
+        allowed_domains=first.allowed_domains + second.allowed_domains,
+        excluded_domains=first.excluded_domains + second.excluded_domains,
+        location=first.location or second.location,
+        safe_search=first.safe_search and second.safe_search,
+        links=first.links + second.links,
+    )
+
+
+def _web_source(where: str, source: SourceSpec, asked: SearchParameters) -> WebSearch:
+    if source.type == "rss" and (source.links is None or len(source.links) != 1):
+        raise _wrong(f"{where}.links", "needs exactly one address")
+    links = tuple(source.links or ()) if source.type == "rss" else ()
+    for link in links:
+        if not link.startswith(("https://", "http://")):
+            raise _wrong(f"{where}.links", "must begin with https://")
+    return WebSearch(
+        *_allowed_or_not(where, "websites", source.allowed_websites, source.excluded_websites, _domains),
+        location=UserLocation(country=_country(where, source.country)) if source.country else None,
+        safe_search=source.safe_search is not False,
+        results_max=asked.max_search_results,
+        from_date=asked.from_date,
+        to_date=asked.to_date,
+        links=links,
+    )
+
+
+def _x_source(where: str, source: SourceSpec, asked: SearchParameters) -> XSearch:
+    included = source.included_x_handles if source.included_x_handles is not None else source.x_handles
+    for name, value in (
+        ("post_favorite_count", source.post_favorite_count),
+        ("post_view_count", source.post_view_count),
+    ):
+        if value is not None and value < 0:
+            raise _wrong(f"{where}.{name}", "must not be negative")
+    return XSearch(
+        *_allowed_or_not(where, "x_handles", included, source.excluded_x_handles, _handles),
+        from_date=asked.from_date,
+        to_date=asked.to_date,
+        favorites_min=source.post_favorite_count,
+        views_min=source.post_view_count,
+        results_max=asked.max_search_results,
+    )
+
+
+def _web_search(where: str, tool: ServerToolFields) -> WebSearch:
+    filters = tool.filters or Filters()
+    place = where if tool.filters is None else f"{where}.filters"
+    allowed = filters.allowed_domains if filters.allowed_domains is not None else tool.allowed_domains
+    excluded = filters.excluded_domains if filters.excluded_domains is not None else tool.excluded_domains
+    at = tool.user_location
+    return WebSearch(
+        *_allowed_or_not(place, "domains", allowed, excluded, _domains),
+        location=None
+        if at is None
+        else UserLocation(_country(f"{where}.user_location", at.country), at.region, at.city, at.timezone),
+        images=bool(tool.enable_image_understanding),
+        image_search=bool(tool.enable_image_search),
+    )
+
+
+def _x_search(where: str, tool: ServerToolFields) -> XSearch:
+    _dates(where, tool.from_date, tool.to_date)
+    return XSearch(
+        *_allowed_or_not(where, "x_handles", tool.allowed_x_handles, tool.excluded_x_handles, _handles),
+        from_date=tool.from_date,
+        to_date=tool.to_date,
+        images=bool(tool.enable_image_understanding),
+        videos=bool(tool.enable_video_understanding),
+    )
+
+
+def _mcp(where: str, tool: ServerToolFields) -> Mcp:
+    if tool.connector_id is not None:
+        raise _wrong(f"{where}.connector_id", "connectors are not supported: give a server_url")
+    if tool.require_approval not in (None, "never"):
+        raise _wrong(f"{where}.require_approval", "approvals are not supported: leave it out, or say never")
+    if not tool.server_url:
+        raise Undecodable(f"`{where}.server_url` is required.", param=f"{where}.server_url", code="missing_field")
+    if not tool.server_url.startswith(("https://", "http://")):
+        raise _wrong(f"{where}.server_url", "must begin with https://")
+    label = tool.server_label or "mcp"
+    if not _LABEL.fullmatch(label):
+        raise _wrong(f"{where}.server_label", "must be 1 to 64 letters, digits, `_` or `-`")
+    for name, value in (tool.headers or {}).items():
+        if not _HEADER.fullmatch(name) or any(ord(character) < 32 for character in value):
+            raise _wrong(f"{where}.headers", "has a name or value that is no HTTP header")
+    allowed = tool.allowed_tools if tool.allowed_tools is not None else tool.allowed_tool_names
+    return Mcp(
+        label,
+        tool.server_url,
+        tool.server_description or "",
+        tuple(allowed or ()),
+        tool.authorization,
+        tuple((tool.headers or {}).items()),
+    )
+
+
+def _collections(where: str, tool: ServerToolFields) -> CollectionsSearch:
+    ids = tool.vector_store_ids or []
+    if not 1 <= len(ids) <= COLLECTIONS_MAX:
+        raise _wrong(f"{where}.vector_store_ids", f"needs 1 to {COLLECTIONS_MAX} ids")
+    most = tool.max_num_results if tool.max_num_results is not None else 10
+    if most < 1:
+        raise _wrong(f"{where}.max_num_results", "must be at least 1")
+    return CollectionsSearch(tuple(ids), most)
+
+
+def _allowed_or_not(
+    where: str,
+    what: str,
+    allowed: list[str] | None,
+    excluded: list[str] | None,
+    check: Callable[[str, list[str]], tuple[str, ...]],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Raises `BadRequest` where both are given."""
+    if allowed and excluded:
+        raise _wrong(where, f"takes allowed {what} or excluded {what}, not both")
+    return check(f"{where}.allowed_{what}", allowed or []), check(f"{where}.excluded_{what}", excluded or [])
+
+
+def _domains(where: str, domains: list[str]) -> tuple[str, ...]:
+    if len(domains) > DOMAINS_MAX:
+        raise BadRequest(f"`{where}` takes up to {DOMAINS_MAX}, got {len(domains)}.", param=where, code="too_many")
+    for domain in domains:
+        if not _DOMAIN.fullmatch(domain):
+            raise _wrong(where, f"takes domains such as example.com, without scheme and path; got `{domain[:100]}`")
+    return tuple(domain.lower() for domain in domains)
+
+
+def _handles(where: str, handles: list[str]) -> tuple[str, ...]:
+    if len(handles) > HANDLES_MAX:
+        raise BadRequest(f"`{where}` takes up to {HANDLES_MAX}, got {len(handles)}.", param=where, code="too_many")
+    bare = tuple(handle.removeprefix("@") for handle in handles)
+    for handle in bare:
+        if not _HANDLE.fullmatch(handle):
+            raise _wrong(where, f"takes handles such as @xai; got `{handle[:100]}`")
+    return bare
+
+
+def _country(where: str, country: str | None) -> str | None:
+    if country is not None and not (len(country) == 2 and country.isascii() and country.isalpha()):
+        raise _wrong(f"{where}.country", "must be two letters, such as NO")
+    return country.upper() if country else None
+
+
+def _dates(where: str, from_date: str | None, to_date: str | None) -> None:
+    """Raises `BadRequest` for what is no day, and for days in the wrong order."""
+    for name, day in (("from_date", from_date), ("to_date", to_date)):
+        try:
+            if day is not None and date.fromisoformat(day).isoformat() != day:
+                raise ValueError(day)
+        except ValueError:
+            raise _wrong(f"{where}.{name}", "must be a day such as 2026-01-31") from None
+    if from_date and to_date and from_date > to_date:
+        raise _wrong(f"{where}.to_date", "must not be before from_date")
+
+
+def _wrong(where: str, what: str) -> BadRequest:
+    return BadRequest(f"`{where}`: {what}.", param=where, code="invalid_value")
