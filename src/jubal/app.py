@@ -28,6 +28,8 @@ from jubal.serving.admission import Admission
 from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
+from jubal.wire.anthropic_complete import AnthropicComplete
+from jubal.wire.anthropic_messages import AnthropicMessages
 from jubal.wire.base import Dialect
 from jubal.wire.openai_chat import OpenAIChat
 from jubal.wire.openai_completions import OpenAICompletions
@@ -41,6 +43,8 @@ WORDS_DEFAULT: Final = config.Engine(kind="wordllama")
 DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {
     "/v1/chat/completions": OpenAIChat,
     "/v1/completions": OpenAICompletions,
+    "/v1/messages": AnthropicMessages,
+    "/v1/complete": AnthropicComplete,
 }
 DRAIN_GRACE_S: Final = 5.0
 """After the drain limit: for the answers that were ended to say so, and to be settled."""

@@ -41,7 +41,7 @@ def stream_prompted(
     turn: Generation, stream: Callable[[Generation], AsyncGenerator[EngineEvent, None]]
 ) -> AsyncGenerator[EngineEvent, None]:
     """The turn with its tools, through `stream`, which has to obey `Generation.output`."""
-    return _run(turn, stream(_without_tools(turn)))
+    return _run(turn, stream(worded(turn)))
 
 
 async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> AsyncGenerator[EngineEvent, None]:
@@ -67,7 +67,7 @@ async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> A
 # ---------------------------------------------------------------------------------------------- the question
 
 
-def _without_tools(turn: Generation) -> Generation:
+def worded(turn: Generation) -> Generation:
     """The same turn, asked in words and held to a schema."""
     offered = _offered(turn)
     must = turn.tools.choice != "auto"

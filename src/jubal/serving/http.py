@@ -33,6 +33,7 @@ from jubal.serving.deferred import Deferred
 from jubal.serving.outbox import Outbox
 from jubal.serving.pipeline import Admitted, ModelKind, Pipeline
 from jubal.wire import openai_errors, openai_models, rich_models, sse
+from jubal.wire.anthropic_messages import AnthropicMessages
 from jubal.wire.base import Asked, Dialect, ErrorReply
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
 from jubal.wire.openai_tokenize import OpenAITokenize
@@ -199,6 +200,7 @@ class HttpApp:
         self._routes: dict[str, dict[str, Handler]] = {
             "/health": {"GET": self._get_health},
             "/v1/tokenize-text": {"POST": self._tokenize},
+            "/v1/messages/count_tokens": {"POST": self._count_tokens},
         }
         for path, embedding in (embeddings or {}).items():
             self._routes[path] = {"POST": self._embeddings_by(embedding)}
@@ -288,6 +290,16 @@ class HttpApp:
         asked = OpenAITokenize().parse(await exchange.body(self._body_bytes_max))
         await exchange.reply(200, asked.whole(await self._pipeline.tokenize(caller, asked.model, asked.text)))
 
+    async def _count_tokens(self, exchange: Exchange) -> None:
+        dialect = AnthropicMessages()
+        try:
+            caller, body = await self._json_of_caller(exchange)
+            asked = dialect.parse(body)
+            tokens = await self._pipeline.count_tokens(caller, dialect.endpoint, asked.generation)
+            await exchange.reply(200, asked.counted(tokens))
+        except JubalError as error:
+            await self._fail(exchange, dialect.error(error))
+
     async def _get_deferred(self, exchange: Exchange) -> None:
         """202 until it has ended, then its answer or its error, once. So not for HEAD, which would lose it."""
         if exchange.scope["method"] == "HEAD":
@@ -301,7 +313,11 @@ class HttpApp:
         await exchange.reply(status, body)
 
     async def _identify(self, exchange: Exchange) -> Caller:
-        return await self._pipeline.identify(exchange.header(b"authorization"))
+        """By `Authorization: Bearer`, or by Anthropic's `x-api-key` (xai-api.md 2.1)."""
+        authorization = exchange.header(b"authorization")
+        if authorization is None and (secret := exchange.header(b"x-api-key")) is not None:
+            authorization = f"Bearer {secret}"
+        return await self._pipeline.identify(authorization)
 
     # ------------------------------------------------------------------------------------------ generations
 

@@ -33,7 +33,7 @@ from jubal.core.tokens import Token
 from jubal.core.usage import NOTHING, Usage
 from jubal.engines.base import Engine, Weights
 from jubal.engines.embedder import Embedder
-from jubal.engines.tokenizer import Tokenizer
+from jubal.engines.tokenizer import TokenCounter, Tokenizer
 from jubal.serving.admission import Admission
 
 log = structlog.get_logger("jubal.pipeline")
@@ -268,6 +268,20 @@ class Pipeline:
             )
         self._limiter.give_back(self._limiter.take(caller, 0), 0)
         return await engine.tokenize(model.upstream, text)
+
+    async def count_tokens(self, caller: Caller, endpoint: str, generation: Generation) -> int:
+        """The prompt tokens of a request, which is not run: by its engine, or an estimate where that can't tell.
+
+        It counts as a request of no tokens, and costs nothing. Raises what `admit` does, and `EngineError`.
+        """
+        model = self.catalogue.find(generation.model)
+        caller.acl.demand(endpoint, model.name, *model.aliases)
+        self._check_input(model, generation)
+        self._limiter.give_back(self._limiter.take(caller, 0), 0)
+        engine = self.engines[model.engine].engine
+        if isinstance(engine, TokenCounter):
+            return await engine.count(replace(generation, model=model.upstream))
+        return estimate_prompt(generation)
 
     async def run(self, admitted: Admitted) -> AsyncGenerator[Event, None]:
         """The events of the answer. Raises core errors, before or after the first piece.

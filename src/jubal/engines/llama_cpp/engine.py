@@ -32,7 +32,7 @@ from jubal.engines.llama_cpp.scheduler import Policy
 from jubal.engines.llama_cpp.tokens import tokenize_body, tokens_of_llama
 from jubal.engines.openai_compat import ChatDecoder, chat_body, stream_chat
 from jubal.engines.openai_text import TextDecoder, text_body
-from jubal.engines.prompted import stream_prompted
+from jubal.engines.prompted import stream_prompted, worded
 from jubal.engines.thinking import stream_thinking
 
 SLOTS: Final = 4
@@ -295,18 +295,44 @@ class LlamaEngine:
 
     async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
         """Raises `EngineError`."""
+        return tokens_of_llama(await self._ask("/tokenize", tokenize_body(text)))
+
+    async def count(self, turn: Generation) -> int:
+        """Raises `EngineError`."""
+        await self._ready(self._timeout_s)
+        turn = prepared(turn, self._identity.profile, template_tools=self._template_tools)
+        if turn.tools.wanted and not self._template_tools:
+            turn = worded(turn)
+        rendered = msgspec.json.decode(await self._ask("/apply-template", chat_body(turn)), type=_Rendered)
+        body = msgspec.json.encode({"content": rendered.prompt, "add_special": True, "parse_special": True})
+        return len(msgspec.json.decode(await self._ask("/tokenize", body), type=_Ids).tokens)
+
+    async def _ask(self, path: str, body: bytes) -> bytes:
+        """One question about text, which takes no place. Raises `EngineError`."""
         session, _, _ = await self._ready(self._timeout_s)
         timeout = aiohttp.ClientTimeout(total=TOKENIZE_TIMEOUT_S)
         try:
-            async with session.post(f"{URL}/tokenize", data=tokenize_body(text), timeout=timeout) as response:
+            async with session.post(f"{URL}{path}", data=body, timeout=timeout) as response:
                 answer = await response.read()
                 if response.status != 200:
-                    raise EngineBroken(f"The engine could not tokenize the text (HTTP {response.status}).")
-            return tokens_of_llama(answer)
+                    raise EngineBroken(f"The engine could not read the text (HTTP {response.status}).")
+                return answer
         except TimeoutError as error:
-            raise EngineTimeout("The engine took too long to tokenize the text.") from error
+            raise EngineTimeout("The engine took too long to read the text.") from error
         except aiohttp.ClientError as error:
             raise EngineUnavailable("The engine can't be reached.") from error
+
+
+class _Rendered(msgspec.Struct):
+    """What /apply-template answers."""
+
+    prompt: str
+
+
+class _Ids(msgspec.Struct):
+    """What /tokenize answers."""
+
+    tokens: list[int]
 
 
 class Identity:
