@@ -24,7 +24,9 @@ from jubal.accounts.store import GroupCommit, Store
 from jubal.core.model import Catalogue
 from jubal.engines.base import Engine
 from jubal.engines.embedder import Embedder
+from jubal.records.sealing import FernetSealer
 from jubal.serving.admission import Admission
+from jubal.serving.answers import Answers
 from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
@@ -34,6 +36,7 @@ from jubal.wire.base import Dialect
 from jubal.wire.openai_chat import OpenAIChat
 from jubal.wire.openai_completions import OpenAICompletions
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
+from jubal.wire.openai_responses import OpenAIResponses, ResponsesCompact
 
 log = structlog.get_logger("jubal.app")
 
@@ -194,13 +197,16 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         embedding_models=embedding_models,
         embedders=embedders,
     )
+    sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
+    dialects["/v1/responses/compact"] = ResponsesCompact(sealer)
     deferred = Deferred(store, pipeline, dialects["/v1/chat/completions"])
     http = HttpApp(
         pipeline,
         dialects,
         {"/v1/embeddings": OpenAIEmbeddings()},
         deferred=deferred,
+        responses=(OpenAIResponses(sealer), Answers(store, "responses")),
         health=lambda: health(served, embedders),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )

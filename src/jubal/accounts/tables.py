@@ -115,3 +115,16 @@ deferred: Final = Table(
 body: the request as it came; empty once it has ended. state: pending, running, done or failed. status, result: the HTTP status
 and body to answer with. lease: who runs it; lease_until_us: nobody else takes it before.
 """
+
+answers: Final = Table(
+    "answers",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("team_id", Text, nullable=False),
+    Column("dialect", Text, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Index(None, "expires_us"),
+)
+"""Answers that can be fetched again (records/answers.py). dialect: whose record it is. record: compressed."""

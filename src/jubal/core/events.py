@@ -145,7 +145,7 @@ class Finished:
     """The last event of a good answer. cost_ticks: None where nobody prices it. estimated: no engine told `usage`.
 
     sources: all that server tools met, each once, in the order of their numbers. tool_uses: calls of server tools that went
-    well, by kind.
+    well, by kind. ended: Unix seconds, None where no clock is at hand.
     """
 
     reasons: tuple[FinishReason, ...]
@@ -154,6 +154,7 @@ class Finished:
     estimated: bool = False
     sources: tuple[Source, ...] = ()
     tool_uses: tuple[tuple[ToolKind, int], ...] = ()
+    ended: int | None = None
 
 
 @dataclass(slots=True)

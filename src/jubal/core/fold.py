@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
@@ -79,10 +79,30 @@ class Choice:
         """Calls that were answered here."""
         return tuple(item for item in self.items if isinstance(item, ServerItem))
 
+    def events(self) -> Iterator[Event]:
+        """Events that fold to this choice: each stretch of text in one piece, each call followed by its result."""
+        place, logprobs = 0, self.logprobs
+        for item in self.items:
+            match item:
+                case TextItem(text):
+                    yield TextDelta(text, 0, logprobs)
+                    yield from (cited for cited in self.citations if place <= cited.start < place + len(text))
+                    place, logprobs = place + len(text), ()
+                case ReasoningItem(text):
+                    yield ReasoningDelta(text)
+                case ToolCall():
+                    yield item
+                case ServerItem(call, result):
+                    yield call
+                    if result is not None:
+                        yield result
+                case _:
+                    assert_never(item)
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. sources, tool_uses: as in `Finished`."""
+    """A whole answer. sources, tool_uses, ended: as in `Finished`."""
 
     id: str
     created: int
@@ -93,6 +113,7 @@ class Completion:
     cost_ticks: int | None
     sources: tuple[Source, ...] = ()
     tool_uses: tuple[tuple[ToolKind, int], ...] = ()
+    ended: int | None = None
 
 
 @dataclass(slots=True)
@@ -185,6 +206,7 @@ class Folder:
             end.cost_ticks,
             end.sources,
             end.tool_uses,
+            end.ended,
         )
 
 

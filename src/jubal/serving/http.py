@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import aclosing
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import parse_qsl
 
 import structlog
 
@@ -26,15 +27,16 @@ from jubal.core.errors import (
     Stopping,
     UnsupportedMedia,
 )
-from jubal.core.events import Failed
+from jubal.core.events import Event, Failed
 from jubal.core.fold import Folder
 from jubal.core.model import Model, Weights
+from jubal.serving.answers import Answers
 from jubal.serving.deferred import Deferred
 from jubal.serving.outbox import Outbox
 from jubal.serving.pipeline import Admitted, ModelKind, Pipeline
 from jubal.wire import openai_errors, openai_models, rich_models, sse
 from jubal.wire.anthropic_messages import AnthropicMessages
-from jubal.wire.base import Asked, Dialect, ErrorReply
+from jubal.wire.base import Asked, Dialect, ErrorReply, KeptDialect
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
 from jubal.wire.openai_tokenize import OpenAITokenize
 
@@ -45,10 +47,12 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
+Events: TypeAlias = AsyncGenerator[Event, None]
 
 JSON: Final = b"application/json"
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """Caches and buffering proxies must let each token through when it comes."""
+RESPONSES: Final = "/v1/responses"
 DEFERRED: Final = "/v1/chat/deferred-completion/"
 REQUEST_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 WATCH_AFTER_S: Final = 0.03
@@ -188,6 +192,7 @@ class HttpApp:
         embeddings: dict[str, OpenAIEmbeddings] | None = None,
         *,
         deferred: Deferred,
+        responses: tuple[KeptDialect, Answers] | None = None,
         health: Callable[[], tuple[int, bytes]],
         body_bytes_max: int,
     ) -> None:
@@ -209,9 +214,17 @@ class HttpApp:
         self._prefixes: dict[str, dict[str, Handler]] = {
             DEFERRED: {"GET": self._get_deferred},
         }
+        if responses is not None:
+            self._keep(*responses)
         for path, shelf in SHELVES.items():
             self._routes[path] = {"GET": self._models(shelf)}
             self._prefixes[path + "/"] = {"GET": self._model(path + "/", shelf)}
+
+    def _keep(self, dialect: KeptDialect, answers: Answers) -> None:
+        """The routes of a dialect whose answers are kept."""
+        self._routes[RESPONSES] = {"POST": self._kept_generation_by(dialect, answers)}
+        kept = _KeptRoutes(dialect, answers, self._identify)
+        self._prefixes[RESPONSES + "/"] = {"GET": kept.get, "DELETE": kept.delete}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -329,7 +342,25 @@ class HttpApp:
                     await self._deferred.submit(admitted, body)
                     await exchange.reply(200, asked.accepted(admitted.request_id), admitted.ticket_headers())
                     return
-                await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted)
+                events = self._pipeline.run(admitted)
+                await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
+            except JubalError as error:
+                await self._fail(exchange, dialect.error(error))
+
+        return handle
+
+    def _kept_generation_by(self, dialect: KeptDialect, answers: Answers) -> Handler:
+        async def handle(exchange: Exchange) -> None:
+            try:
+                caller, body = await self._json_of_caller(exchange)
+                asked = dialect.parse(body)
+                if asked.previous is not None:
+                    asked.go_on_from(await answers.find(caller, asked.previous, "previous_response_id"))
+                admitted = self._pipeline.admit(caller, dialect.endpoint, asked.generation, request_id=exchange.id)
+                events = self._pipeline.run(admitted)
+                if asked.keep:
+                    events = answers.kept(events, asked, admitted)
+                await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
             except JubalError as error:
                 await self._fail(exchange, dialect.error(error))
 
@@ -377,23 +408,23 @@ class HttpApp:
         admitted = self._pipeline.admit(caller, dialect.endpoint, asked.generation, request_id=exchange.id)
         return asked, admitted, body
 
-    async def _whole(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
+    async def _whole(self, exchange: Exchange, asked: Asked, admitted: Admitted, events: Events) -> None:
         """A fold over the same events that a stream renders."""
         folder = Folder()
-        await self._while_wanted(exchange, self._fold(admitted, folder))
+        await self._while_wanted(exchange, self._fold(events, folder))
         if folder.completion is None:
             raise InternalError("The answer has no end.")
         await exchange.reply(200, asked.whole(folder.completion), admitted.ticket_headers())
 
-    async def _fold(self, admitted: Admitted, folder: Folder) -> None:
-        async with aclosing(self._pipeline.run(admitted)) as events:
+    async def _fold(self, events: Events, folder: Folder) -> None:
+        async with aclosing(events):
             async for event in events:
                 folder.feed(event)
 
-    async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
+    async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted, events: Events) -> None:
         """Headers go out with the first frame, so whatever fails before it is an ordinary error answer."""
         outbox = Outbox()
-        producer = asyncio.ensure_future(self._produce(asked, admitted, outbox))
+        producer = asyncio.ensure_future(self._produce(asked, events, outbox))
         with self._watching(exchange, producer):
             try:
                 while frames := await outbox.take():
@@ -407,12 +438,12 @@ class HttpApp:
                     producer.cancel()
                     await asyncio.wait((producer,))
 
-    async def _produce(self, asked: Asked, admitted: Admitted, outbox: Outbox) -> None:
+    async def _produce(self, asked: Asked, events: Events, outbox: Outbox) -> None:
         renderer = asked.renderer()
         begun = False
         error: BaseException | None = None
         try:
-            async with aclosing(self._pipeline.run(admitted)) as events:
+            async with aclosing(events):
                 async for event in events:
                     if frame := renderer.feed(event):
                         begun = True
@@ -444,6 +475,45 @@ class HttpApp:
         self._stopping = True
         for task in self._work:
             task.cancel()
+
+
+class _KeptRoutes:
+    """GET and DELETE of one kept answer, and GET of what was asked (xai-api.md 8.9)."""
+
+    def __init__(
+        self, dialect: KeptDialect, answers: Answers, identify: Callable[[Exchange], Awaitable[Caller]]
+    ) -> None:
+        self._dialect = dialect
+        self._answers = answers
+        self._identify = identify
+
+    async def get(self, exchange: Exchange) -> None:
+        caller = await self._caller(exchange)
+        identity, _, rest = exchange.path.removeprefix(RESPONSES + "/").rstrip("/").partition("/")
+        if rest not in ("", "input_items"):
+            raise NotFound(f"There is no route GET {exchange.path[:200]}.", code="unknown_url")
+        record = await self._answers.find(caller, identity)
+        await exchange.reply(200, self._items(record, exchange) if rest else self._dialect.shown(record))
+
+    async def delete(self, exchange: Exchange) -> None:
+        caller = await self._caller(exchange)
+        identity = exchange.path.removeprefix(RESPONSES + "/").rstrip("/")
+        await self._answers.delete(caller, identity)
+        await exchange.reply(200, self._dialect.deleted(identity))
+
+    def _items(self, record: bytes, exchange: Exchange) -> bytes:
+        query = dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
+        limit = query.get("limit", "20")
+        if not limit.isdecimal() or len(limit) > 9:
+            raise BadRequest("`limit` must be a number between 1 and 100.", param="limit", code="invalid_value")
+        return self._dialect.input_items(
+            record, limit=int(limit), order=query.get("order", "asc"), after=query.get("after")
+        )
+
+    async def _caller(self, exchange: Exchange) -> Caller:
+        caller = await self._identify(exchange)
+        caller.acl.demand_endpoint(self._dialect.endpoint)
+        return caller
 
 
 class _Watch:

@@ -294,7 +294,7 @@ class Pipeline:
                 async for event in events:
                     account.see(event)
                     if isinstance(event, Finished):
-                        event = replace(event, cost_ticks=account.close("ok"))
+                        event = replace(event, cost_ticks=account.close("ok"), ended=int(self._now()))
                         await self._settle(admitted, account)
                     yield event
         except JubalError as error:

@@ -63,3 +63,45 @@ class Dialect(Protocol):
         ...
 
     def error(self, error: JubalError) -> ErrorReply: ...
+
+
+class KeptAsked(Asked, Protocol):
+    """A parsed request that may go on from an answer that was kept, and whose own answer may be kept."""
+
+    @property
+    def previous(self) -> str | None:
+        """The id of the answer to go on from; its record has to be given to `go_on_from` before the request runs."""
+        ...
+
+    @property
+    def keep(self) -> bool: ...
+
+    def go_on_from(self, record: bytes) -> None: ...
+
+    def record(self, completion: Completion) -> bytes:
+        """What is to be kept of the answer."""
+        ...
+
+
+class KeptDialect(Protocol):
+    """A dialect whose answers can be fetched again. The records are its own: nobody else reads them."""
+
+    endpoint: str
+
+    def parse(self, body: bytes) -> KeptAsked:
+        """Raises `BadRequest` naming the field at fault."""
+        ...
+
+    def error(self, error: JubalError) -> ErrorReply: ...
+
+    def shown(self, record: bytes) -> bytes:
+        """The body of the answer, again."""
+        ...
+
+    def deleted(self, identity: str) -> bytes:
+        """The body that says that an answer is gone."""
+        ...
+
+    def input_items(self, record: bytes, *, limit: int, order: str, after: str | None) -> bytes:
+        """The body with what was asked. Raises `BadRequest`."""
+        ...

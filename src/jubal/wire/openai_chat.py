@@ -339,7 +339,7 @@ def _function(where: str, function: _ToolFunction | None) -> FunctionTool:
             code="invalid_value",
         )
     schema = function.parameters
-    if schema and not _is_of_objects(schema):
+    if schema and not is_of_objects(schema):
         raise BadRequest(
             f"`{where}.function.parameters`: the schema of `{function.name}` must be of type object.",
             param=f"{where}.function.parameters",
@@ -350,12 +350,12 @@ def _function(where: str, function: _ToolFunction | None) -> FunctionTool:
     )
 
 
-def _is_of_objects(schema: dict[str, Any]) -> bool:
+def is_of_objects(schema: dict[str, Any]) -> bool:
     """The root describes an object, or a choice of objects (xai-api.md 6.4)."""
     if schema.get("type", "object" if "properties" in schema or "$ref" in schema else None) == "object":
         return True
     choice = schema.get("anyOf") or schema.get("oneOf")
-    return isinstance(choice, list) and all(isinstance(one, dict) and _is_of_objects(one) for one in choice)
+    return isinstance(choice, list) and all(isinstance(one, dict) and is_of_objects(one) for one in choice)
 
 
 def _choice(choice: str | _NamedTool | None, names: list[str], *, any_tool: bool) -> ToolChoice:
@@ -489,13 +489,12 @@ def _call_body(call: ToolCall) -> dict[str, object]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _logprobs_body(logprobs: tuple[TokenLogprob, ...]) -> dict[str, object]:
-    return {
-        "content": [
-            {**_likely_body(token.chosen), "top_logprobs": [_likely_body(other) for other in token.top]}
-            for token in logprobs
-        ]
-    }
+def logprobs_content(logprobs: tuple[TokenLogprob, ...]) -> list[dict[str, object]]:
+    """An entry for each token."""
+    return [
+        {**_likely_body(token.chosen), "top_logprobs": [_likely_body(other) for other in token.top]}
+        for token in logprobs
+    ]
 
 
 def _likely_body(likely: Likely) -> dict[str, object]:
@@ -576,7 +575,7 @@ class ChatRenderer:
         reason: bytes = b"null",
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> bytes:
-        likely = b',"logprobs":' + _encode(_logprobs_body(logprobs)) if logprobs else b""
+        likely = b',"logprobs":' + _encode({"content": logprobs_content(logprobs)}) if logprobs else b""
         return b'%b%d,"delta":%b%b,"finish_reason":%b}]%b' % (
             self._head, choice, _encode(delta), likely, reason, self._tail,
         )  # fmt: skip
@@ -613,7 +612,7 @@ def _choice_body(index: int, choice: Choice, *, with_outputs: bool) -> dict[str,
         message["server_side_tool_calls"] = [server_tools.item_body(item, with_output=with_outputs) for item in served]
     if choice.citations:
         message["annotations"] = [server_tools.annotation_body(citation) for citation in choice.citations]
-    logprobs = _logprobs_body(choice.logprobs) if choice.logprobs else None
+    logprobs = {"content": logprobs_content(choice.logprobs)} if choice.logprobs else None
     return {"index": index, "message": message, "finish_reason": FINISH_REASON[choice.reason], "logprobs": logprobs}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -105,6 +106,189 @@ def usage_details(uses: tuple[tuple[ToolKind, int], ...]) -> dict[str, int]:
 def usage_categories(uses: tuple[tuple[ToolKind, int], ...]) -> dict[str, int]:
     """Calls that are charged, by category; only what was used."""
     return {USAGE_CATEGORY[kind]: count for kind, count in uses if count}
+
+
+# ---------------------------------------------------------------------------------------------- items of Responses
+
+FUNCTION_OF: Final[dict[str, str]] = {
+    "search": "web_search",
+    "open_page": "open_page",
+    "find_in_page": "open_page_with_find",
+}
+"""What a web search item's action was called by."""
+
+
+def flat_annotation_body(citation: Citation) -> dict[str, object]:
+    """An inline citation as the Responses API writes it; indices in characters of the message's text."""
+    return {
+        "type": "url_citation",
+        "url": citation.source.url,
+        "title": citation.source.title or str(citation.number),
+        "start_index": citation.start,
+        "end_index": citation.end,
+    }
+
+
+def arguments_of(call: ServerToolCall) -> dict[str, Any]:
+    """A call's arguments; none where the model wrote no object."""
+    try:
+        value = msgspec.json.decode(call.arguments)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def item_begun(response_id: str, call: ServerToolCall) -> dict[str, Any]:
+    """The output item of a call that begins (xai-api.md 8.4)."""
+    body: dict[str, Any]
+    match call.kind:
+        case "web_search":
+            body = {"type": "web_search_call", "id": f"ws_{response_id}_{call.id}", "action": _action(call)}
+        case "x_search":
+            body = {
+                "type": "custom_tool_call",
+                "id": f"ctc_{response_id}_{call.id}",
+                "call_id": f"xs_{call.id}",
+                "name": call.name,
+                "input": "",
+            }
+        case "code_execution":
+            code = arguments_of(call).get("code", call.arguments)
+            body = {
+                "type": "code_interpreter_call",
+                "id": f"ci_{response_id}_{call.id}",
+                "container_id": "",
+                "code": code,
+                "outputs": None,
+            }
+        case "mcp":
+            label, _, name = call.name.partition(".")
+            body = {
+                "type": "mcp_call",
+                "id": f"mcp_{response_id}_{call.id}",
+                "server_label": label,
+                "name": name,
+                "arguments": call.arguments,
+                "output": None,
+                "error": None,
+            }
+        case "collections_search":
+            query = arguments_of(call).get("query", "")
+            body = {
+                "type": "file_search_call",
+                "id": f"fs_{response_id}_{call.id}",
+                "queries": [query],
+                "results": None,
+            }
+    return {**body, "status": "in_progress"}
+
+
+def _action(call: ServerToolCall) -> dict[str, Any]:
+    asked = arguments_of(call)
+    match call.name:
+        case "open_page" | "browse_page":
+            return {"type": "open_page", "url": asked.get("url", "")}
+        case "open_page_with_find":
+            pattern = asked.get("pattern", asked.get("find", ""))
+            return {"type": "find_in_page", "url": asked.get("url", ""), "pattern": pattern}
+    return {"type": "search", "query": asked.get("query", ""), "sources": []}
+
+
+def events_at_beginning(call: ServerToolCall) -> list[tuple[str, dict[str, Any]]]:
+    """What a stream tells of a call after its item was added (xai-api.md 8.6)."""
+    match call.kind:
+        case "web_search":
+            return [("response.web_search_call.in_progress", {}), ("response.web_search_call.searching", {})]
+        case "x_search":
+            whole = {"delta": call.arguments}
+            return [
+                ("response.custom_tool_call_input.delta", whole),
+                ("response.custom_tool_call_input.done", {"input": call.arguments}),
+            ]
+        case "code_execution":
+            code = arguments_of(call).get("code", call.arguments)
+            return [
+                ("response.code_interpreter_call.in_progress", {}),
+                ("response.code_interpreter_call_code.delta", {"delta": code}),
+                ("response.code_interpreter_call_code.done", {"code": code}),
+                ("response.code_interpreter_call.interpreting", {}),
+            ]
+        case "mcp":
+            return [
+                ("response.mcp_call.in_progress", {}),
+                ("response.mcp_call_arguments.delta", {"delta": call.arguments}),
+                ("response.mcp_call_arguments.done", {"arguments": call.arguments}),
+            ]
+        case "collections_search":
+            return [("response.file_search_call.in_progress", {}), ("response.file_search_call.searching", {})]
+
+
+def events_at_end(result: ServerToolResult) -> list[tuple[str, dict[str, Any]]]:
+    """What a stream tells of a result before its item is done."""
+    match result.kind:
+        case "web_search":
+            return [("response.web_search_call.completed", {})]
+        case "x_search":
+            return []
+        case "code_execution":
+            return [("response.code_interpreter_call.completed", {})]
+        case "mcp":
+            return [("response.mcp_call.completed" if result.ok else "response.mcp_call.failed", {})]
+        case "collections_search":
+            return [("response.file_search_call.completed", {})]
+
+
+def item_ended(
+    call: ServerToolCall, result: ServerToolResult, begun: dict[str, Any], *, sources: bool, outputs: bool
+) -> dict[str, Any]:
+    """What of the item has changed at its end. sources, outputs: whether they are asked for by `include` (xai-api.md 8.5)."""
+    status = {"status": "completed" if result.ok else "failed"}
+    match result.kind:
+        case "x_search":
+            return {**status, "input": call.arguments}
+        case "web_search" if sources and begun["action"]["type"] == "search":
+            found = [{"type": "url", "url": source.url} for source in result.sources]
+            return {**status, "action": {**begun["action"], "sources": found}}
+        case "code_execution" if outputs:
+            return {**status, "outputs": _code_outputs(result)}
+        case "mcp":
+            told = {"output": result.output, "error": None} if result.ok else {"output": None, "error": result.output}
+            return {**status, **told}
+        case "collections_search" if outputs:
+            found = [{"file_id": source.url, "filename": source.title} for source in result.sources]
+            return {**status, "results": found}
+    return status
+
+
+def _code_outputs(result: ServerToolResult) -> list[dict[str, Any]]:
+    logs = {"type": "logs", "logs": result.output}
+    images = [
+        {"type": "image", "url": f"data:{file.mime};base64,{base64.b64encode(file.data).decode()}"}
+        for file in result.files
+        if file.mime.startswith("image/")
+    ]
+    return [logs, *images]
+
+
+def function_of(
+    kind: str,
+    name: str | None,
+    label: str | None,
+    arguments: str | None,
+    action: dict[str, Any] | None,
+    code: str | None,
+) -> tuple[str, str]:
+    """The function that an item stands for, and its arguments, as the model called it. The inverse of `item_begun`."""
+    if kind == "mcp_call":
+        return f"{label}.{name}", arguments or "{}"
+    if kind == "web_search_call":
+        asked = dict(action or {})
+        function = FUNCTION_OF.get(asked.pop("type", "search"), "web_search")
+        asked.pop("sources", None)
+        return function, msgspec.json.encode(asked).decode()
+    if kind == "code_interpreter_call":
+        return "code_execution", msgspec.json.encode({"code": code or ""}).decode()
+    return name or kind, arguments or "{}"
 
 
 # ---------------------------------------------------------------------------------------------- the request
