@@ -19,7 +19,9 @@ NOT_PUBLIC = """
 fe80::1 fe80::1%lo fe80::1%25lo fec0::1 fd00::1 fd00:ec2::254 fc00::1 ff02::1 ff0e::1 100::1 3fff::1 5f00::1
 2a00:1450::5efe:127.0.0.1 2a00:1450::5efe:10.0.0.1 2a00:1450::200:5efe:169.254.169.254 fe80::5efe:8.8.8.8%2
 """.split()
-PUBLIC = "1.1.1.1 8.8.8.8 172.32.0.1 100.128.0.1 2606:4700::1111 ::ffff:8.8.8.8 64:ff9b::808:808 2002:808:808::1".split()
+PUBLIC = (
+    "1.1.1.1 8.8.8.8 172.32.0.1 100.128.0.1 2606:4700::1111 ::ffff:8.8.8.8 64:ff9b::808:808 2002:808:808::1".split()
+)
 
 
 @pytest.mark.parametrize("text", NOT_PUBLIC)
@@ -66,7 +68,22 @@ def test_the_allow_list(entries: list[str], host: str, port: int, opens: bool) -
 
 
 @pytest.mark.parametrize(
-    "entry", ["", " ", "host:", "host:x", "host:0", "host:65536", "http://host", "a/b", "[::1", "[::1]:", "[::1]x", "u@h", "h:٣"]
+    "entry",
+    [
+        "",
+        " ",
+        "host:",
+        "host:x",
+        "host:0",
+        "host:65536",
+        "http://host",
+        "a/b",
+        "[::1",
+        "[::1]:",
+        "[::1]x",
+        "u@h",
+        "h:٣",
+    ],
 )
 def test_entries_that_are_none(entry: str) -> None:
     with pytest.raises(ValueError, match="expected a"):
