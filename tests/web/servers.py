@@ -17,6 +17,10 @@ GOOD = "127.0.0.2"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def words(text: str) -> list[str]:
+    return text.split()
+
+
 @dataclass
 class Site:
     """requests: (method and path, headers) of each."""

@@ -26,7 +26,7 @@ from jubal.web.fetch import (
 )
 from jubal.web.guard import AllowList, Guard, system_resolver
 from jubal.web.transport import guarded_httpx_client
-from tests.web.servers import GOOD, Connector, Handler, Names, Site, gives, sends_to, site
+from tests.web.servers import GOOD, Connector, Handler, Names, Site, gives, sends_to, site, words
 
 LIMIT = 100_000
 
@@ -133,11 +133,11 @@ async def test_it_can_be_read_as_a_stream_and_left_early() -> None:
 
 @pytest.mark.parametrize(
     "host",
-    """127.0.0.1 localhost LOCALHOST localhost. 2130706433 0x7f.1 0177.0.0.1 127.1 0.0.0.0 0 ①②⑦.⓪.⓪.① 127。0。0。1
+    words("""127.0.0.1 localhost LOCALHOST localhost. 2130706433 0x7f.1 0177.0.0.1 127.1 0.0.0.0 0 ①②⑦.⓪.⓪.① 127。0。0。1
     [::1] [::ffff:127.0.0.1] [::ffff:7f00:1] [64:ff9b::7f00:1] [fe80::1%25lo] [fd00::1] [2002:7f00:1::] [fec0::1] [::]
     [2a00:1450::5efe:7f00:1] [2001:0:4136:e378:8000:63bf:3fff:fdd2] [fd00:ec2::254]
     169.254.169.254 10.0.0.1 100.64.0.1 192.0.2.1 172.16.0.1 192.168.0.1 198.18.0.1 224.0.0.1 240.0.0.1 255.255.255.255
-    168.63.129.16 192.0.0.9 192.88.99.1""".split(),
+    168.63.129.16 192.0.0.9 192.88.99.1"""),
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_private_addresses_in_every_spelling(host: str, scheme: str) -> None:
