@@ -135,10 +135,15 @@ def api_key(name: str, engine: config.Engine) -> str | None:
 
 def image_fetcher(settings: config.Settings) -> Callable[[], Fetcher]:
     """What makes the fetcher of a prompt's images, when the first one comes. Raises `ConfigError` for a bad allow list."""
-    try:
-        AllowList(settings.private_hosts)
-    except ValueError as error:
-        raise config.ConfigError(f"{settings.file}: allow_private_hosts: {error}") from None
+    keys = {
+        "fetch": settings.fetch.allow_private_hosts,
+        "tools.web_search": settings.tools.web_search.allow_private_hosts,
+    }
+    for name, hosts in keys.items():
+        try:
+            AllowList(hosts)
+        except ValueError as error:
+            raise config.ConfigError(f"{settings.file}: {name}.allow_private_hosts: {error}") from None
     return lambda: SafeFetcher(settings.private_hosts, user_agent=f"JubalImageFetch/{__version__}")
 
 

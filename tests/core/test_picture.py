@@ -56,7 +56,9 @@ def test_an_extended_webp_tells_the_size_of_its_canvas() -> None:
     assert picture_size(data) == (600, 300)
 
 
-@pytest.mark.parametrize("data", [b"", b"GIF89a" + b"\0" * 20, b"<svg/>", b"RIFF\0\0\0\0WAVE", b"BM" + b"\0" * 60, b"\xff\xd8"])
+@pytest.mark.parametrize(
+    "data", [b"", b"GIF89a" + b"\0" * 20, b"<svg/>", b"RIFF\0\0\0\0WAVE", b"BM" + b"\0" * 60, b"\xff\xd8"]
+)
 def test_what_is_none_of_them(data: bytes) -> None:
     assert picture_type(data) is None
     assert picture_size(data) is None
@@ -69,13 +71,24 @@ def test_the_beginning_of_a_file_never_tells_a_wrong_size(kind: str, data: bytes
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff\xd8\xff" + b"\xff" * 50, b"\xff\xd8\xff\xe0\0\0" + b"\xff" * 50, b"\xff\xd8\xff\xe0\0\x01" * 9, b"\x89PNG\r\n\x1a\n" + b"\0" * 40]
+    "data",
+    [
+        b"\xff\xd8\xff" + b"\xff" * 50,
+        b"\xff\xd8\xff\xe0\0\0" + b"\xff" * 50,
+        b"\xff\xd8\xff\xe0\0\x01" * 9,
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
+    ],
 )
 def test_broken_files(data: bytes) -> None:
     assert picture_size(data) is None
 
 
-@given(st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"RIFF\0\0\0\0WEBPVP8X", b"RIFF\0\0\0\0WEBPVP8L"]), st.binary())
+@given(
+    st.sampled_from(
+        [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"RIFF\0\0\0\0WEBPVP8X", b"RIFF\0\0\0\0WEBPVP8L"]
+    ),
+    st.binary(),
+)
 def test_no_bytes_break_it(start: bytes, rest: bytes) -> None:
     size = picture_size(start + rest)
     assert size is None or (size[0] >= 0 and size[1] >= 0)

@@ -155,7 +155,9 @@ def fetching(*sites: Site, names: Names | None = None) -> tuple[Images, Connecto
     connector = Connector(*sites)
     allowed = [one.place for one in sites]
     agent = "JubalImageFetch/test"
-    return Images(lambda: SafeFetcher(allowed, user_agent=agent, resolver=names or Names(), backend=connector)), connector
+    return Images(
+        lambda: SafeFetcher(allowed, user_agent=agent, resolver=names or Names(), backend=connector)
+    ), connector
 
 
 async def test_an_address_becomes_a_data_url_of_what_stands_there() -> None:
@@ -202,7 +204,9 @@ async def test_what_stands_there_is_checked_too(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     "host",
-    words("""127.0.0.1 10.0.0.1 169.254.169.254 192.168.1.1 [::1] [::ffff:10.0.0.1] [fd00::1] inner.test mixed.test 127.0.0.2"""),
+    words(
+        """127.0.0.1 10.0.0.1 169.254.169.254 192.168.1.1 [::1] [::ffff:10.0.0.1] [fd00::1] inner.test mixed.test 127.0.0.2"""
+    ),
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_private_addresses_are_not_asked(scheme: str, host: str) -> None:
@@ -315,7 +319,9 @@ async def test_the_engine_gets_data_urls_and_is_not_asked_where_one_is_missing()
 
 
 async def test_a_fallback_that_sees_nothing_is_not_asked() -> None:
-    seeing, blind, other = (ScriptedEngine((EngineUnavailable("x"),), name=name) for name in ("seeing", "blind", "other"))
+    seeing, blind, other = (
+        ScriptedEngine((EngineUnavailable("x"),), name=name) for name in ("seeing", "blind", "other")
+    )
     blind._weights = replace(blind.weights(""), input=("text",))
     made, _ = pipeline(seeing, blind, other)
     with pytest.raises(EngineUnavailable):
