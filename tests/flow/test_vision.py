@@ -89,6 +89,30 @@ async def test_what_is_refused_reaches_nobody(tmp_path: Path) -> None:
     assert closed.requests == []
 
 
+async def test_messages_of_anthropics_dialect_are_checked_alike_and_named_in_its_words(tmp_path: Path) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(PNG).decode()}
+
+    def asks(server: Server, source: dict[str, Any]) -> tuple[int, Any]:
+        messages = [{"role": "user", "content": [{"type": "image", "source": source}]}]
+        body = {"model": "grok-4", "max_tokens": 9, "system": "Be brief.", "messages": messages}
+        status, _, answer = server.request("POST", "/v1/messages", body)
+        return status, answer
+
+    async with upstream(says(piece("a"), ending())) as up, site(cat=gives(JPEG)) as one:
+        with running(tmp_path / "home", config=seeing(up.url, one.place)) as server:
+            assert (await asyncio.to_thread(asks, server, source))[0] == 200
+            assert (await asyncio.to_thread(asks, server, {"type": "url", "url": f"{one.url}/cat"}))[0] == 200
+            for bad, field in (
+                ({**source, "media_type": "image/webp"}, "data"),
+                ({"type": "url", "url": f"{one.url}/none"}, "url"),
+            ):
+                status, body = await asyncio.to_thread(asks, server, bad)
+                assert status == 400
+                assert f"`messages[0].content[0].source.{field}`" in body["error"]["message"]
+    shown = [body["messages"][1]["content"][0]["image_url"]["url"] for body in up.bodies]
+    assert shown == [data_url(PNG, "image/png"), data_url(JPEG, "image/jpeg")]
+
+
 async def test_the_older_key_opens_as_well(tmp_path: Path) -> None:
     async with upstream(says(piece("a"), ending())) as up, site(cat=gives(PNG)) as one:
         config = to_upstream(up.url) + f'\n[tools.web_search]\nallow_private_hosts = ["{one.place}"]\n'
