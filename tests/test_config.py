@@ -24,9 +24,12 @@ drain_s = 5
 url = "postgresql://127.0.0.1/jubal"
 [limits]
 url = "memory://"
+[fetch]
+allow_private_hosts = ["intranet.example:8000"]
 [engines.local]
 kind = "llama"
 model = "smollm2-135m"
+mmproj = "eye.gguf"
 context = 4096
 slots = 2
 threads = 1
@@ -84,6 +87,7 @@ def test_everything_of_the_contract(tmp_path: Path) -> None:
     assert model.upstream == "name there"
     assert model.price == Price(30_000, 7_500, 150_000)
     assert model.fallback == ("local",)
+    assert settings.private_hosts == ("intranet.example:8000", "127.0.0.1")
     assert set(engine_settings(settings, catalogue.build(settings))) == {"box", "local"}
 
 
@@ -117,6 +121,12 @@ def test_the_environment_names_a_file_too_and_an_argument_wins(tmp_path: Path) -
         ("[engines.box]\nkind = 'openai'\n", "engines.box.base_url", "http://"),
         ("[engines.box]\nkind = 'openai'\nbase_url = 'ftp://x'\n", "engines.box.base_url", "ftp://x"),
         ("[engines.box]\nkind = 'openai'\nbase_url = 'http://x'\nslots = 2\n", "engines.box.slots", "kind `openai`"),
+        (
+            "[engines.box]\nkind = 'openai'\nbase_url = 'http://x'\nmmproj = 'a'\n",
+            "engines.box.mmproj",
+            "kind `openai`",
+        ),
+        ("[fetch]\nallow = []\n", "fetch.allow", "Known keys: allow_private_hosts"),
         ("[engines.local]\nkind = 'llama'\nbase_url = 'http://x'\n", "engines.local.base_url", "kind `llama`"),
         ("[models.\"grok-4\"]\nengine = 'nowhere'\n", 'models."grok-4".engine', "nowhere"),
         ("[models.\"grok-4\"]\nfallback = ['nowhere']\n", 'models."grok-4".fallback', "nowhere"),
@@ -167,6 +177,14 @@ def test_what_this_release_can_not_do_is_refused_and_not_ignored(tmp_path: Path)
         build(load(tmp_path, '[limits]\nurl = "redis://127.0.0.1"\n'))
 
 
+@pytest.mark.parametrize("table", ["fetch", "tools.web_search"])
+def test_a_host_that_is_none(tmp_path: Path, table: str) -> None:
+    with pytest.raises(
+        config.ConfigError, match=rf"jubal\.toml: {table}\.allow_private_hosts: expected .* `http://x/`"
+    ):
+        build(load(tmp_path, f'[{table}]\nallow_private_hosts = ["http://x/"]\n'))
+
+
 def test_the_seeds_models_and_prices() -> None:
     models = {model.name: model for model in catalogue.DEFAULT}
     assert {
@@ -185,7 +203,7 @@ def test_the_seeds_models_and_prices() -> None:
 
 def test_every_key_is_in_the_reference() -> None:
     page = (Path(__file__).parent.parent / "docs/reference/configuration.md").read_text()
-    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Engine, config.Model, config.WebSearch, config.XSearch, config.CodeExecution, config.Tier]  # fmt: skip
+    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Fetch, config.Engine, config.Model, config.WebSearch, config.XSearch, config.CodeExecution, config.Tier]  # fmt: skip
     missing = [
         f"{table.__name__}.{key}" for table in tables for key in table.__struct_fields__ if f"`{key}`" not in page
     ]

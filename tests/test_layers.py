@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "agent",
         "accounts",
         "records",
+        "web",
         "engines.base",
         "engines.embedder",
         "engines.tokenizer",

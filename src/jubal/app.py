@@ -29,7 +29,10 @@ from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
 from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
+from jubal.serving.images import Fetcher, Images
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
+from jubal.web.fetch import SafeFetcher
+from jubal.web.guard import AllowList
 from jubal.wire.anthropic_complete import AnthropicComplete
 from jubal.wire.anthropic_messages import AnthropicMessages
 from jubal.wire.base import Dialect
@@ -71,6 +74,7 @@ def make_engine(name: str, engine: config.Engine, settings: config.Settings) -> 
                 name,
                 settings.models_home,
                 engine.model or LOCAL_DEFAULT.model or "",
+                mmproj=engine.mmproj,
                 context=engine.context,
                 slots=engine.slots,
                 threads=engine.threads,
@@ -132,6 +136,20 @@ def api_key(name: str, engine: config.Engine) -> str | None:
     return value
 
 
+def image_fetcher(settings: config.Settings) -> Callable[[], Fetcher]:
+    """What makes the fetcher of a prompt's images, when the first one comes. Raises `ConfigError` for a bad allow list."""
+    keys = {
+        "fetch": settings.fetch.allow_private_hosts,
+        "tools.web_search": settings.tools.web_search.allow_private_hosts,
+    }
+    for name, hosts in keys.items():
+        try:
+            AllowList(hosts)
+        except ValueError as error:
+            raise config.ConfigError(f"{settings.file}: {name}.allow_private_hosts: {error}") from None
+    return lambda: SafeFetcher(settings.private_hosts, user_agent=f"JubalImageFetch/{__version__}")
+
+
 def _concurrency(engine: config.Engine, made: Engine | Embedder) -> int | None:
     slots: int | None = getattr(made, "slots", None)
     return engine.max_concurrency or slots
@@ -147,6 +165,7 @@ class Jubal:
     served: dict[str, Served]
     embedders: dict[str, ServedEmbedder]
     pipeline: Pipeline
+    images: Images
     deferred: Deferred
     http: HttpApp
 
@@ -168,6 +187,7 @@ class Jubal:
         await self.usage_log.close()
         closing = [served.engine.close() for served in self.served.values()]
         closing += [one.embedder.close() for one in self.embedders.values()]
+        closing.append(self.images.close())
         await asyncio.gather(*closing, return_exceptions=True)
         self.store.close()
 
@@ -188,6 +208,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         embedders[name] = ServedEmbedder(embedder, Admission(name, _concurrency(wanted, embedder), wanted.max_queued))
     store = store or Store.open(settings.store_url)
     usage_log = GroupCommit(store, usage.record)
+    images = Images(image_fetcher(settings))
     pipeline = Pipeline(
         models,
         served,
@@ -196,6 +217,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         usage_log,
         embedding_models=embedding_models,
         embedders=embedders,
+        images=images,
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
@@ -210,7 +232,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         health=lambda: health(served, embedders),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )
-    return Jubal(settings, store, usage_log, served, embedders, pipeline, deferred, http)
+    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, deferred, http)
 
 
 def health(served: dict[str, Served], embedders: dict[str, ServedEmbedder]) -> tuple[int, bytes]:

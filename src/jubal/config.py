@@ -50,11 +50,18 @@ class Limits(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     url: str = "memory://"
 
 
+class Fetch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[fetch]: what the server gets from addresses that requests name. allow_private_hosts: `host` or `host:port`."""
+
+    allow_private_hosts: tuple[str, ...] = ()
+
+
 class Engine(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """[engines.NAME]. Which keys apply depends on `kind`; a key of another kind is an error.
 
-    llama: model (a known name or a path to a GGUF file), context (tokens per slot; None: the model's own, at most 8,192),
-    slots (requests at a time), threads (None: as many as there are cores), gpu_layers.
+    llama: model (a known name or a path to a GGUF file), mmproj (likewise, what lets the model see images), context (tokens per
+    slot; None: the model's own, at most 8,192), slots (requests at a time), threads (None: as many as there are cores),
+    gpu_layers.
     openai: base_url, api_key or api_key_env, timeout_s, retries. xai: api_key_env. echo: answers with the prompt.
     wordllama: embeddings in process; context (longest input in tokens).
     max_concurrency: requests at a time (None: the slots of a llama engine, no limit otherwise). max_queued: requests that
@@ -63,6 +70,7 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     kind: Literal["llama", "openai", "xai", "echo", "wordllama"]
     model: str | None = None
+    mmproj: str | None = None
     context: Positive | None = None
     slots: Positive | None = None
     threads: Positive | None = None
@@ -149,6 +157,7 @@ class Settings(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     server: Server = Server()
     store: Store = Store()
     limits: Limits = Limits()
+    fetch: Fetch = Fetch()
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
     tools: Tools = Tools()
@@ -157,6 +166,11 @@ class Settings(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def store_url(self) -> str:
         return self.store.url or f"sqlite:///{self.home / 'jubal.db'}"
+
+    @property
+    def private_hosts(self) -> tuple[str, ...]:
+        """What may be fetched from although it is not public: by [fetch], and by the older key of [tools.web_search]."""
+        return (*self.fetch.allow_private_hosts, *self.tools.web_search.allow_private_hosts)
 
     @property
     def models_home(self) -> Path:
@@ -169,6 +183,7 @@ class _File(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     server: Server = Server()
     store: Store = Store()
     limits: Limits = Limits()
+    fetch: Fetch = Fetch()
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
     tools: Tools = Tools()
@@ -176,7 +191,7 @@ class _File(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 ENGINE_KEYS: dict[str, frozenset[str]] = {
-    "llama": frozenset({"model", "context", "slots", "threads", "gpu_layers", "timeout_s"}),
+    "llama": frozenset({"model", "mmproj", "context", "slots", "threads", "gpu_layers", "timeout_s"}),
     "openai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries", "context"}),
     "xai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries"}),
     "echo": frozenset(),
@@ -250,7 +265,7 @@ def _resolve(where: str, tree: dict[str, Any]) -> str:
 
 def _known(key: str) -> str:
     table: Any = {
-        "": _File, "server": Server, "store": Store, "limits": Limits, "tools": Tools,
+        "": _File, "server": Server, "store": Store, "limits": Limits, "fetch": Fetch, "tools": Tools,
         "tools.web_search": WebSearch, "tools.x_search": XSearch, "tools.code_execution": CodeExecution,
     }.get(key)  # fmt: skip
     if table is None:

@@ -201,6 +201,17 @@ def test_a_model_file_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_projector_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    file = tmp_path / "jubal.toml"
+    file.write_text(
+        f'[engines.local]\nkind = "llama"\nmodel = "{tmp_path / "tiny.gguf"}"\nmmproj = "/nowhere/eye.gguf"\n'
+    )
+    done = cli("serve", "--config", str(file), "--port", "0")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("jubal: there is no model file `/nowhere/eye.gguf`: let engines.local.mmproj name")
+
+
 def test_the_log_has_one_event_a_line_and_no_key(home: Path) -> None:
     box = '[engines.box]\nkind = "openai"\nbase_url = "http://127.0.0.1:1/v1"\nretries = 0\n'
     config = f'{box}{ECHO}[models.grok-4]\nengine = "box"\nfallback = ["local"]\n'

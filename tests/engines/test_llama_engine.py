@@ -279,6 +279,35 @@ async def test_images_are_refused(make: Make) -> None:
         await answer(engine, picture)
 
 
+async def test_with_a_projector_images_pass_as_they_are_and_addresses_never(make: Make, home: Path) -> None:
+    (home / "eye.gguf").write_bytes(b"GGUF")
+    told: list[ServerArgs] = []
+    engine = make(mmproj="eye.gguf")
+    command = engine._command
+
+    def noting(args: ServerArgs) -> Sequence[str]:
+        told.append(args)
+        return command(args)
+
+    engine._command = noting
+    assert engine.weights("any").input == ("text", "image")
+    await engine.start()
+    picture = Generation("grok-4", (Message("user", (ImagePart("data:image/png;base64,AAAA"),)),))
+    assert await answer(engine, picture)
+    assert told[0].mmproj == str(home / "eye.gguf")
+    assert told[0].batch == 512, "an image's tokens in one batch"
+    for url in ("https://x.ai/a.png", "http://127.0.0.1/a.png", "file:///etc/passwd", "data:image/webp;base64,AAAA"):
+        with pytest.raises(BadRequest, match="as data URLs"):
+            await answer(engine, Generation("grok-4", (Message("user", (ImagePart(url),)),)))
+
+
+async def test_a_projector_that_is_not_there(make: Make) -> None:
+    engine = make(mmproj="eye.gguf")
+    await engine.start()
+    with pytest.raises(EngineUnavailable, match=r"There is no model file for `eye\.gguf`"):
+        await engine.ready()
+
+
 async def test_weights_tell_the_file_and_what_the_child_holds(make: Make, home: Path) -> None:
     engine = make()
     assert engine.weights("any").name == "fake.gguf"

@@ -10,7 +10,7 @@ import pytest
 
 from jubal.core.errors import EngineBroken
 from jubal.core.events import EngineEvent, ReasoningDelta, TextDelta, ToolCall, TurnEnded, UsageSoFar
-from jubal.core.generation import Generation, Message, PastCall, Role, Sampling, TextPart
+from jubal.core.generation import Generation, ImagePart, Message, PastCall, Role, Sampling, TextPart
 from jubal.core.grammar import TURN, Checker
 from jubal.core.usage import Usage
 from jubal.engines.llama_cpp.choices import merge_choices, together
@@ -51,6 +51,23 @@ def test_sampling_defaults_yield_to_the_caller() -> None:
     asked = Sampling(temperature=0, top_p=1, seed=3)
     assert prepared(turn(says("user", "Hi"), sampling=asked), PROFILE, template_tools=True).sampling == asked
     assert prepared(turn(says("user", "Hi")), Profile(), template_tools=True).sampling == Sampling()
+
+
+def test_images_stay_whatever_becomes_of_the_text() -> None:
+    one, two, three = (ImagePart(f"data:image/png;base64,{name}") for name in "ABC")
+    messages = (
+        Message("user", (one, TextPart("look"))),
+        Message("assistant", (TextPart("I call"), two), calls=(CALL,)),
+        Message("tool", (TextPart("a map"), three), tool_call_id="call_1"),
+        Message("tool", (TextPart("and"), one)),
+        Message("user", (TextPart("Well?"),)),
+    )
+    made = prepared(turn(*messages), PROFILE, template_tools=False).messages[1:]
+    assert made[0] == messages[0]
+    assert [part for part in made[1].parts if isinstance(part, ImagePart)] == [two]
+    assert made[2].role == "user"
+    assert made[2].parts[1:] == (three, one)
+    assert len(made) == 4
 
 
 def test_calls_and_results_become_text_for_a_template_without_tools() -> None:

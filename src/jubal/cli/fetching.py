@@ -30,6 +30,14 @@ def llama_models(settings: config.Settings) -> dict[str, str]:
     return {name: engine.model or default for name, engine in engines.items() if engine.kind == "llama"}
 
 
+def projectors(settings: config.Settings) -> dict[str, str]:
+    """The file that lets an embedded engine see images, by the name of each engine that has one."""
+    from jubal import app
+
+    engines = app.engine_settings(settings, catalogue.build(settings))
+    return {name: engine.mmproj for name, engine in engines.items() if engine.mmproj is not None}
+
+
 def can_be_fetched(model: str) -> bool:
     """A known name or an address; anything else names a file that is there or is not."""
     from jubal.engines import weights
@@ -37,10 +45,12 @@ def can_be_fetched(model: str) -> bool:
     return model in weights.KNOWN or ":" in model
 
 
-def not_there(engine: str) -> str:
-    """What to do about an engine whose model is no file and can't be fetched."""
+def not_there(engine: str, key: str = "model") -> str:
+    """What to do about an engine whose model, or projector, is no file and can't be fetched."""
     from jubal.engines import weights
 
+    if key == "mmproj":
+        return f"let engines.{engine}.mmproj name a GGUF file or hf:owner/repo/file.gguf"
     known = ", ".join(weights.KNOWN)
     return f"let engines.{engine}.model name a GGUF file, hf:owner/repo/file.gguf, or a known model: {known}"
 

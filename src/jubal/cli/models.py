@@ -179,12 +179,8 @@ def _users(settings: config.Settings) -> dict[Path | None, str]:
     """The engine that uses a file, by the file's path."""
     from jubal.engines import weights
 
-    models = fetching.llama_models(settings)
-    return {
-        path: name
-        for name, model in models.items()
-        if (path := weights.resolve(settings.models_home, model)) is not None
-    }
+    files = [*fetching.llama_models(settings).items(), *fetching.projectors(settings).items()]
+    return {path: name for name, model in files if (path := weights.resolve(settings.models_home, model)) is not None}
 
 
 def _path_of(settings: config.Settings, name: str) -> Path | None:

@@ -134,17 +134,18 @@ def _fetch_models(settings: config.Settings) -> float:
     """Fetches the weights that are missing; returns how many seconds that took."""
     from jubal.cli import fetching
 
-    wanted = fetching.llama_models(settings)
+    wanted = [(name, "model", model) for name, model in fetching.llama_models(settings).items()]
+    wanted += [(name, "mmproj", file) for name, file in fetching.projectors(settings).items()]
     if not wanted:
         return 0.0
     from jubal.engines import weights
 
     began_s = time.monotonic()
-    for engine, model in wanted.items():
+    for engine, key, model in wanted:
         if weights.resolve(settings.models_home, model) is not None:
             continue
         if not fetching.can_be_fetched(model):
-            raise CommandError(f"there is no model file `{model}`: {fetching.not_there(engine)}.")
+            raise CommandError(f"there is no model file `{model}`: {fetching.not_there(engine, key)}.")
         fetching.fetch(settings.models_home, model)
     return time.monotonic() - began_s
 

@@ -20,10 +20,16 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image by its URL: https, or a data URL with base64. detail: how closely to look."""
+    """An image by its URL: https, or a data URL with base64. Engines get data URLs only. detail: how closely to look.
+
+    size: width and height in pixels; None: nobody looked yet. where: the field of the request that names it, for errors; "" where
+    the dialect does not tell.
+    """
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
+    size: tuple[int, int] | None = field(default=None, compare=False)
+    where: str = field(default="", compare=False)
 
 
 Part: TypeAlias = TextPart | ImagePart

@@ -8,7 +8,9 @@ from jubal.core.usage import Usage
 
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
-TOKENS_PER_IMAGE = 256
+TOKENS_PER_TILE = 256
+TILE_PIXELS = 448
+TOKENS_PER_IMAGE_MAX = 1792
 
 
 def estimate_prompt(generation: Generation) -> int:
@@ -16,20 +18,25 @@ def estimate_prompt(generation: Generation) -> int:
 
     Good enough for rate limits and for an answer that was cut before its engine reported; never used where the engine does.
     """
-    characters, images = len(generation.prompt or ""), 0
+    characters, image_tokens = len(generation.prompt or ""), 0
     for message in generation.messages:
         for part in message.parts:
             if isinstance(part, ImagePart):
-                images += 1
+                image_tokens += estimate_image(part)
             else:
                 characters += len(part.text)
         for call in message.calls:
             characters += len(call.name) + len(call.arguments)
-    return (
-        -(-characters // CHARACTERS_PER_TOKEN)
-        + TOKENS_PER_MESSAGE * len(generation.messages)
-        + TOKENS_PER_IMAGE * images
-    )
+    return -(-characters // CHARACTERS_PER_TOKEN) + TOKENS_PER_MESSAGE * len(generation.messages) + image_tokens
+
+
+def estimate_image(image: ImagePart) -> int:
+    """Tokens of an image: so many for each tile that it covers (xai-api.md 6.3); one tile's where its size is not known."""
+    if image.size is None or image.detail == "low":
+        return TOKENS_PER_TILE
+    width, height = image.size
+    tiles = -(-width // TILE_PIXELS) * -(-height // TILE_PIXELS)
+    return min(TOKENS_PER_IMAGE_MAX, TOKENS_PER_TILE * tiles)
 
 
 class Tally:

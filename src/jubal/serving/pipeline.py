@@ -35,6 +35,7 @@ from jubal.engines.base import Engine, Weights
 from jubal.engines.embedder import Embedder
 from jubal.engines.tokenizer import TokenCounter, Tokenizer
 from jubal.serving.admission import Admission
+from jubal.serving.images import Images
 
 log = structlog.get_logger("jubal.pipeline")
 
@@ -135,7 +136,7 @@ NO_EMBEDDERS: Final[Mapping[str, ServedEmbedder]] = {}
 
 
 class Pipeline:
-    """clock: monotonic seconds. now: Unix seconds."""
+    """clock: monotonic seconds. now: Unix seconds. images: None for one that fetches none."""
 
     def __init__(
         self,
@@ -148,6 +149,7 @@ class Pipeline:
         embedding_models: Catalogue = NO_MODELS,
         embedders: Mapping[str, ServedEmbedder] = NO_EMBEDDERS,
         toolbox: Toolbox = loop.NO_TOOLBOX,
+        images: Images | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = random_uuid,
@@ -157,6 +159,7 @@ class Pipeline:
         self.embedding_models = embedding_models
         self.embedders = embedders
         self.toolbox = toolbox
+        self._images = images or Images()
         self._keys = keys
         self._limiter = limiter
         self._usage = usage
@@ -317,7 +320,8 @@ class Pipeline:
     async def _answer(self, admitted: Admitted, account: _Account) -> AsyncGenerator[Event, None]:
         """From the first engine of the model that gives a piece: its own, then its fallbacks."""
         model = admitted.model
-        names = (model.engine, *model.fallback)
+        admitted.generation = await self._images.checked(admitted.generation)
+        names = self._engines_for(model, admitted.generation)
         for number, name in enumerate(names):
             served = self.engines[name]
             weights = served.engine.weights(model.upstream)
@@ -343,6 +347,13 @@ class Pipeline:
                     error=error.message,
                     request_id=admitted.request_id,
                 )
+
+    def _engines_for(self, model: Model, generation: Generation) -> tuple[str, ...]:
+        """The model's own engine, which was found able, and those of its fallbacks that see the images, if there are any."""
+        if not any(message.has_image for message in generation.messages):
+            return (model.engine, *model.fallback)
+        seeing = (name for name in model.fallback if "image" in self.engines[name].engine.weights(model.upstream).input)
+        return (model.engine, *seeing)
 
     async def embed(self, caller: Caller, endpoint: str, request: EmbeddingRequest, *, request_id: str) -> Embedded:
         """Vectors, whose usage row is committed. Raises core errors."""

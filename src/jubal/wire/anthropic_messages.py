@@ -317,11 +317,11 @@ def _image(where: str, source: _Source | None) -> ImagePart:
         case None:
             raise _missing(where)
         case _Source(type="base64", media_type=str() as media, data=str() as data) if media.startswith("image/"):
-            return ImagePart(f"data:{media};base64,{data}")
+            return ImagePart(f"data:{media};base64,{data}", where=f"{where}.data")
         case _Source(type="base64"):
             raise _wrong(where, "needs a `media_type` such as image/png, and `data` in base64")
         case _Source(type="url", url=str() as url) if url.startswith(("https://", "http://")):
-            return ImagePart(url)
+            return ImagePart(url, where=f"{where}.url")
     raise _wrong(f"{where}.type", "must be base64, or url with an https address")
 
 

@@ -282,9 +282,9 @@ def _image(where: str, image: _ImageUrl | str | None) -> ImagePart:
         )
     match detail:
         case None | "auto":
-            return ImagePart(url)
+            return ImagePart(url, where=f"{where}.url")
         case "low" | "high":
-            return ImagePart(url, detail)
+            return ImagePart(url, detail, where=f"{where}.url")
     raise BadRequest(f"`{where}.detail` must be auto, low or high.", param=f"{where}.detail", code="invalid_value")
 
 

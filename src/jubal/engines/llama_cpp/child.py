@@ -26,6 +26,7 @@ class ServerArgs(msgspec.Struct, frozen=True, kw_only=True):
     """What the parent tells the child.
 
     socket: path of the UNIX socket to listen on. context: tokens that every slot holds. threads: None lets llama.cpp choose.
+    mmproj: path of the projector that makes images into embeddings of the model; None: it reads text only.
     batch: prompt tokens computed at a time. cache_mib: memory for prompts that lost their slot. gpu_layers: -1 means as many as
     fit.
     """
@@ -39,6 +40,7 @@ class ServerArgs(msgspec.Struct, frozen=True, kw_only=True):
     gpu_layers: int
     batch: int
     cache_mib: int
+    mmproj: str | None = None
 
 
 def main() -> None:
@@ -84,6 +86,9 @@ def serve(args: ServerArgs) -> object:
 
     params = CommonParams()
     params.model.path = args.model
+    if args.mmproj is not None:
+        params.mmproj.path = args.mmproj
+        params.mmproj_use_gpu = args.gpu_layers != 0
     params.hostnames = [args.socket]
     params.n_parallel = args.slots
     # Each slot has its own cells: with kv_unified all slots share one pool, so either a full window in one makes the others

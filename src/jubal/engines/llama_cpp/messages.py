@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from jubal.core.generation import Generation, Message, PastCall, Sampling, TextPart
+from jubal.core.generation import Generation, ImagePart, Message, PastCall, Sampling, TextPart
 from jubal.engines.weights import Profile
 
 SEED_BITS: Final = 0xFFFF_FFFF
@@ -50,25 +50,34 @@ def plain(messages: tuple[Message, ...]) -> Iterator[Message]:
     """The conversation for a template that knows neither calls nor results: both become text.
 
     Of six forms tried on SmolLM2 this one gave the most answers that use the result. Results in a row become one message of
-    the user, as many templates want user and assistant to alternate.
+    the user, as many templates want user and assistant to alternate. Images stay, behind the text of their message.
     """
-    results: list[str] = []
+    results: list[Message] = []
     for message in messages:
         if message.role == "tool":
-            results.append(f"<tool_response>\n{message.text}\n</tool_response>")
+            results.append(message)
             continue
         if results:
-            yield Message("user", (TextPart("\n".join(results)),))
+            yield _results(results)
             results = []
         yield _with_calls_as_text(message) if message.calls else message
     if results:
-        yield Message("user", (TextPart("\n".join(results)),))
+        yield _results(results)
+
+
+def _results(results: list[Message]) -> Message:
+    text = "\n".join(f"<tool_response>\n{result.text}\n</tool_response>" for result in results)
+    return Message("user", (TextPart(text), *(image for result in results for image in _images(result))))
+
+
+def _images(message: Message) -> tuple[ImagePart, ...]:
+    return tuple(part for part in message.parts if isinstance(part, ImagePart))
 
 
 def _with_calls_as_text(message: Message) -> Message:
     calls = "\n".join(f"<tool_call>\n{_call(call)}\n</tool_call>" for call in message.calls)
     text = f"{message.text}\n{calls}" if message.text else calls
-    return replace(message, parts=(TextPart(text),), calls=())
+    return replace(message, parts=(TextPart(text), *_images(message)), calls=())
 
 
 def _call(call: PastCall) -> str:
