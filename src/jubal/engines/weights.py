@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -224,6 +226,65 @@ def trained_context(path: Path) -> int | None:
     return None
 
 
+_SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_CACHE_VALUE_BYTES: Final = 2
+"""llama.cpp keeps keys and values as 16-bit floats."""
+_OUTPUT_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model file tells of the memory that it will take.
+
+    file_bytes: of all its parts. cache_token_bytes: keys and values of one token in all layers, at most: models that keep less
+    for some layers take less. 0 where the file does not say, or the model keeps none. vocabulary: number of tokens, 0 where the
+    file does not say. pooling: the file says how a vector is made of a text.
+    """
+
+    file_bytes: int
+    cache_token_bytes: int = 0
+    vocabulary: int = 0
+    pooling: bool = False
+
+    def outputs_bytes(self, batch: int) -> int:
+        """What the outputs of so many tokens, computed at a time, take at most."""
+        return batch * self.vocabulary * _OUTPUT_BYTES
+
+
+def shape_of(path: Path) -> Shape:
+    """Raises `OSError`. Of a file that is not GGUF only the size is told."""
+    file_bytes = sum(part.stat().st_size for part in _parts(path))
+    told: dict[str, object] = {}
+    with contextlib.suppress(struct.error, ValueError), path.open("rb") as file:
+        told.update(_metadata(file))
+    name = told.get("general.architecture")
+
+    def number(key: str, default: int = 0) -> int:
+        value = told.get(f"{name}.{key}")
+        return value if isinstance(value, int) else default
+
+    heads = number("attention.head_count")
+    per_head = number("embedding_length") // heads if heads else 0
+    # A list of numbers, one for each layer, reads as none: then all layers are taken for the widest kind.
+    kept = number("attention.head_count_kv", heads)
+    width = number("attention.key_length", per_head) + number("attention.value_length", per_head)
+    cache = number("block_count") * kept * width * _CACHE_VALUE_BYTES
+    if told.get(f"{name}.attention.causal") is False:  # an encoder reads its input at once and keeps nothing
+        cache = 0
+    tokens = told.get("tokenizer.ggml.tokens")
+    vocabulary = len(tokens) if isinstance(tokens, range) else number("vocab_size")
+    return Shape(file_bytes, cache, vocabulary, number("pooling_type") > 0)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file, or all parts of which it is one."""
+    shard = _SHARD.search(path.name)
+    if shard is None:
+        return [path]
+    stem = path.name[: shard.start()]
+    return sorted(path.parent.glob(f"{glob.escape(stem)}-[0-9]*-of-{shard[2]}.gguf"))
+
+
 # The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 _NUMBERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING: Final = 8
@@ -234,7 +295,8 @@ _STRING_BYTES_MAX: Final = 64 << 20
 
 
 def _metadata(file: BinaryIO) -> Iterator[tuple[str, object]]:
-    """Key and value of each metadata entry, arrays as None. Raises `ValueError` or `struct.error` for what is none."""
+    """Key and value of each metadata entry, an array as a range of its length. Raises `ValueError` or `struct.error` for what
+    is none."""
     if file.read(4) != b"GGUF":
         raise ValueError("not GGUF")
     version, _tensors, entries = struct.unpack("<IQQ", file.read(20))
@@ -250,8 +312,7 @@ def _value(file: BinaryIO, kind: int) -> object:
     if kind == _STRING:
         return _string(file)
     if kind == _ARRAY:
-        _skip_array(file)
-        return None
+        return range(_skip_array(file))
     code = _NUMBERS.get(kind)
     if code is None:
         raise ValueError(f"GGUF value type {kind}")
@@ -259,15 +320,19 @@ def _value(file: BinaryIO, kind: int) -> object:
     return value
 
 
-def _skip_array(file: BinaryIO) -> None:
+def _skip_array(file: BinaryIO) -> int:
+    """How many elements it has."""
+    kind: int
+    length: int
     kind, length = struct.unpack("<IQ", file.read(12))
     if length > _ELEMENTS_MAX:
         raise ValueError("an array of more than ten million elements")
     if kind in _NUMBERS:
         file.seek(length * struct.calcsize(_NUMBERS[kind]), os.SEEK_CUR)
-        return
+        return length
     for _ in range(length):
         _value(file, kind)
+    return length
 
 
 def _string(file: BinaryIO) -> bytes:
