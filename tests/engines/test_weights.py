@@ -659,3 +659,46 @@ def test_the_real_model_is_the_one_that_is_pinned(models_home: Path) -> None:
     assert path is not None
     assert weights._sha256(path) == weights.SMOLLM2.sha256
     assert weights.trained_context(path) == weights.SMOLLM2.context
+
+
+def number(key: str, value: int) -> bytes:
+    return text(key) + struct.pack("<II", 4, value)
+
+
+ARCHITECTURE = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+ATTENTION = (
+    number("llama.block_count", 2),
+    number("llama.embedding_length", 64),
+    number("llama.attention.head_count", 8),
+    number("llama.attention.head_count_kv", 2),
+)
+VOCABULARY = text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("one") + text("two")
+ENCODER = text("llama.attention.causal") + struct.pack("<I?", 7, False)
+WIDE = (number("llama.attention.key_length", 16), number("llama.attention.value_length", 4))
+
+
+@pytest.mark.parametrize(
+    ("entries", "cache", "outputs", "pooling"),
+    [
+        ((ARCHITECTURE, *ATTENTION, VOCABULARY), 2 * 2 * (8 + 8) * 2, 2, False),
+        ((ARCHITECTURE, *ATTENTION[:3]), 2 * 8 * (8 + 8) * 2, 0, False),
+        ((ARCHITECTURE, *ATTENTION, *WIDE), 2 * 2 * (16 + 4) * 2, 0, False),
+        ((ARCHITECTURE, *ATTENTION, ENCODER, number("llama.pooling_type", 1), VOCABULARY), 0, 0, True),
+        ((*ATTENTION,), 0, 0, False),
+    ],
+)
+def test_what_a_model_takes_is_read_from_its_file(
+    entries: tuple[bytes, ...], cache: int, outputs: int, pooling: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf(*entries))
+    shape = weights.shape_of(path)
+    assert (shape.cache_token_bytes, shape.outputs, shape.pooling) == (cache, outputs, pooling)
+    assert shape.file_bytes == path.stat().st_size
+
+
+def test_all_parts_of_a_model_count(tmp_path: Path) -> None:
+    for part in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "a-00001-of-00003.gguf", "ab-00001-of-00002.gguf"):
+        (tmp_path / part).write_bytes(b"GGUF" + b"\0" * 6)
+    assert weights.shape_of(tmp_path / "a-00001-of-00002.gguf") == weights.Shape(20)
+    assert weights.shape_of(tmp_path / "a-00001-of-00003.gguf").file_bytes == 10

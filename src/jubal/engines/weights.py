@@ -237,18 +237,18 @@ class Shape:
     """What a model file tells of the memory that it will take.
 
     file_bytes: of all its parts. cache_token_bytes: keys and values of one token in all layers, at most: models that keep less
-    for some layers take less. 0 where the file does not say, or the model keeps none. vocabulary: number of tokens, 0 where the
-    file does not say. pooling: the file says how a vector is made of a text.
+    for some layers take less. 0 where the file does not say, or the model keeps none. outputs: numbers that are computed for a
+    token whose outputs are wanted: one for each token of the vocabulary. pooling: the file says how a vector is made of a text.
     """
 
     file_bytes: int
     cache_token_bytes: int = 0
-    vocabulary: int = 0
+    outputs: int = 0
     pooling: bool = False
 
-    def outputs_bytes(self, batch: int) -> int:
-        """What the outputs of so many tokens, computed at a time, take at most."""
-        return batch * self.vocabulary * _OUTPUT_BYTES
+    def outputs_bytes(self, tokens: int) -> int:
+        """What the outputs of so many tokens, computed at a time, take at most. llama.cpp holds them twice."""
+        return 2 * tokens * self.outputs * _OUTPUT_BYTES
 
 
 def shape_of(path: Path) -> Shape:
@@ -257,7 +257,8 @@ def shape_of(path: Path) -> Shape:
     told: dict[str, object] = {}
     with contextlib.suppress(struct.error, ValueError), path.open("rb") as file:
         told.update(_metadata(file))
-    name = told.get("general.architecture")
+    architecture = told.get("general.architecture")
+    name = architecture.decode("utf-8", "replace") if isinstance(architecture, bytes) else ""
 
     def number(key: str, default: int = 0) -> int:
         value = told.get(f"{name}.{key}")
@@ -269,11 +270,13 @@ def shape_of(path: Path) -> Shape:
     kept = number("attention.head_count_kv", heads)
     width = number("attention.key_length", per_head) + number("attention.value_length", per_head)
     cache = number("block_count") * kept * width * _CACHE_VALUE_BYTES
-    if told.get(f"{name}.attention.causal") is False:  # an encoder reads its input at once and keeps nothing
-        cache = 0
     tokens = told.get("tokenizer.ggml.tokens")
-    vocabulary = len(tokens) if isinstance(tokens, range) else number("vocab_size")
-    return Shape(file_bytes, cache, vocabulary, number("pooling_type") > 0)
+    outputs = len(tokens) if isinstance(tokens, range) else number("vocab_size")
+    if (
+        told.get(f"{name}.attention.causal") is False
+    ):  # an encoder reads its input at once: it keeps nothing, foretells nothing
+        cache = outputs = 0
+    return Shape(file_bytes, cache, outputs, number("pooling_type") > 0)
 
 
 def _parts(path: Path) -> list[Path]:

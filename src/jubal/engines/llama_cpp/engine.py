@@ -53,7 +53,7 @@ EMBEDDING_SLOTS: Final = 1
 EMBEDDING_CONTEXT_MAX: Final = 2048
 """The window of an embedding model where none is configured: an input is one batch, whose memory is taken at once."""
 PROGRAM_BYTES: Final = 64 * MIB
-"""What a child takes beside weights and cache. Measured with SmolLM2: see docs/decisions/local-models.md."""
+"""What a child takes beside weights and cache. Measured with SmolLM2: 60 MiB (docs/decisions/local-models.md)."""
 ROOM_TIMEOUT_MIN_S: Final = 1.0
 THINKING_WORDS: Final = ("<think>", "enable_thinking")
 """What stands in the chat template of a model that was taught to think."""
@@ -213,7 +213,8 @@ class LlamaEngine:
         await self._identity.read(path)
         shape = await asyncio.to_thread(weights.shape_of, path)
         tokens = self.slots * self._identity.context
-        program = PROGRAM_BYTES + shape.outputs_bytes(self._batch())
+        # Of a prompt to be answered only the last token's outputs are wanted; for a vector llama.cpp computes those of all.
+        program = PROGRAM_BYTES + (shape.outputs_bytes(self._batch()) if self._embedding else 0)
         return Size(shape.file_bytes, tokens * shape.cache_token_bytes, program, self.slots, self._identity.context)
 
     def measured(self) -> int | None:
