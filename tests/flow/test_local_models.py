@@ -28,6 +28,9 @@ model = "smollm2-135m"
 context = 512
 [models.small]
 engine = "one"
+[models.narrow]
+engine = "one"
+context = 100
 [models."my-embed"]
 kind = "embedding"
 engine = "gguf"
@@ -153,3 +156,29 @@ def test_one_engine_for_both_is_refused_naming_both(models_home: Path, tmp_path:
     assert "`one`" in done.stderr
     assert "my-embed" in done.stderr
     assert "`small`" in done.stderr
+
+
+def test_the_advertised_window_is_kept_where_the_engine_holds_more(server: Server) -> None:
+    listed = {model["id"]: model for model in server.request("GET", "/v1/models")[2]["data"]}
+    assert (listed["narrow"]["context_length"], listed["small"]["context_length"]) == (100, 512)
+    rows = len(server.usage())
+    long = [{"role": "user", "content": "word " * 100}]
+    for model, messages, window in (
+        ("narrow", long, "100"),
+        ("small", [{"role": "user", "content": "word " * 600}], "512"),
+    ):
+        status, _, body = server.chat({"model": model}, messages=messages)
+        error = body["error"]
+        assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
+        tokens, told = [int(word.rstrip(".")) for word in error["message"].split() if word.rstrip(".").isdigit()]
+        assert tokens > len(messages[0]["content"].split())
+        assert str(told) == window
+    assert server.chat({"model": "small"}, messages=long)[0] == 200
+    assert server.chat({"model": "narrow"})[0] == 200
+    status, _, body = server.request(
+        "POST", "/v1/completions", {"model": "narrow", "prompt": "word " * 100, "max_tokens": 4}
+    )
+    assert (status, body["error"]["param"]) == (400, "prompt"), body
+    assert "100" in body["error"]["message"]
+    statuses = [row["status"] for row in server.usage()[rows:]]
+    assert statuses.count("ok") == 2
