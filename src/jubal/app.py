@@ -266,7 +266,7 @@ def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_m
     """A child of llama.cpp makes text or vectors, never both. Raises `ConfigError`."""
 
     def users(of: Catalogue) -> dict[str, str]:
-        return {name: model.name for model in of for name in (model.engine, *model.fallback)}
+        return {name: model.name for model in reversed(of.models) for name in (model.engine, *model.fallback)}
 
     talk, embed = users(models), users(embedding_models)
     for name, engine in engine_settings(settings, models).items():
