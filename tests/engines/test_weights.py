@@ -119,8 +119,8 @@ def ranges_asked(server: Server) -> list[str | None]:
 
 
 def left_over(home: Path) -> list[str]:
-    """What is in the folder beside whole files and locks."""
-    return sorted(path.name for path in home.iterdir() if path.suffix not in (".gguf", ".lock"))
+    """What is in the folder beside whole files, where they came from, and locks."""
+    return sorted(path.name for path in home.iterdir() if path.suffix not in (".gguf", ".origin", ".lock"))
 
 
 # ---------------------------------------------------------------------------------------------- an address
@@ -294,6 +294,28 @@ def test_a_hub_gets_the_token_and_nobody_else_does(server: Server, tmp_path: Pat
     assert server.asked[0][1]["authorization"] == "Bearer hf_secret"
     assert "authorization" not in server.asked[1][1]
     assert weights.resolve(tmp_path, f"hf:owner/repo/sub/{NAME}") == path
+
+
+def test_files_of_one_name_from_two_repositories_are_two_files(server: Server, tmp_path: Path) -> None:
+    """As with `mmproj-F16.gguf`, which goes with a model and is called the same in every repository."""
+    environ = {"HF_ENDPOINT": f"{server.url}/"}
+    sources = {f"hf:{owner}/repo/mmproj-F16.gguf": data for owner, data in (("one", MODEL), ("two", OTHER))}
+    for source, data in sources.items():
+        owner = source[3:6]
+        server.files[f"/{owner}/repo/resolve/main/mmproj-F16.gguf"] = data
+    server.cut_after = [len(MODEL) // 2]
+    paths = [pull(tmp_path, source, ignore, environ=environ) for source in sources]
+    assert [path.read_bytes() for path in paths] == [MODEL, OTHER]
+    assert ranges_asked(server) == [None, f"bytes={len(MODEL) // 2}-", None]
+    assert [weights.resolve(tmp_path, source) for source in sources] == paths
+    assert weights.resolve(tmp_path, "mmproj-F16.gguf") == paths[0]
+    assert [pull(tmp_path, source, ignore, environ=environ) for source in sources] == paths
+    assert len(server.asked) == 3, "both are there already"
+    weights.remove(tmp_path, "mmproj-F16.gguf")
+    assert weights.resolve(tmp_path, next(iter(sources))) is None
+    weights.remove(tmp_path, paths[1].name)
+    assert left_over(tmp_path) == []
+    assert not list(tmp_path.glob("*.origin"))
 
 
 def test_a_hub_that_redirects_within_itself_gets_the_token_again(server: Server, tmp_path: Path) -> None:

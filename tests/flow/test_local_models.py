@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -156,6 +157,26 @@ def test_one_engine_for_both_is_refused_naming_both(models_home: Path, tmp_path:
     assert "`one`" in done.stderr
     assert "my-embed" in done.stderr
     assert "`small`" in done.stderr
+
+
+def test_the_list_of_models_tells_sizes_windows_and_what_is_loaded(server: Server, tmp_path: Path) -> None:
+    assert server.chat({"model": "small"})[0] == 200
+    file = tmp_path / "jubal.toml"
+    file.write_text(CONFIG.format(limit=400).replace("[server]", f"[server]\nport = {server.port}"))
+    done = jubal("models", "list", "--json", "--config", str(file), home=server.home)
+    assert done.returncode == 0, done.stderr
+    models = {model["name"]: model for model in json.loads(done.stdout)}
+    keys = ("ability", "engine", "kind", "size_bytes", "advertised_context", "context", "loaded")
+    told = {name: tuple(model[key] for key in keys) for name, model in models.items()}
+    size = 98_362_432
+    assert told["narrow"] == ("language", "one", "llama", size, 100, 512, True)
+    assert told["small"] == ("language", "one", "llama", size, None, 512, True)
+    ability, engine, kind, *_, loaded = told["my-embed"]
+    assert (ability, engine, kind) == ("embedding", "gguf", "llama")
+    assert loaded is not True
+    shown = jubal("models", "list", "--config", str(file), home=server.home).stdout
+    assert "llama, embedding" in shown
+    assert "98.4" in shown
 
 
 def test_the_advertised_window_is_kept_where_the_engine_holds_more(server: Server) -> None:

