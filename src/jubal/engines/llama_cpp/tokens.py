@@ -25,8 +25,8 @@ _decode: Final = msgspec.json.Decoder(_Answer).decode
 
 
 def tokenize_body(text: str, *, special: bool = False, pieces: bool = True) -> bytes:
-    """special: with the tokens that a prompt gets at its beginning and end, and its markers read as such. pieces: with what each token stands for."""
-    return msgspec.json.encode({"content": text, "add_special": special, "with_pieces": pieces, "parse_special": special})
+    """special: with the tokens that a prompt gets at its beginning and end. pieces: with what each token stands for."""
+    return msgspec.json.encode({"content": text, "add_special": special, "with_pieces": pieces})
 
 
 class _Ids(msgspec.Struct, gc=False):
@@ -39,6 +39,19 @@ def count_of_tokens(body: bytes) -> int:
         return len(msgspec.json.decode(body, type=_Ids).tokens)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineBroken("The engine answered no list of tokens.") from error
+
+
+def tokens_of_llama(body: bytes) -> tuple[Token, ...]:
+    """Raises `EngineBroken` where `body` is no list of tokens with their pieces."""
+    try:
+        return tuple(map(_token, _decode(body).tokens))
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise EngineBroken("The engine answered no list of tokens.") from error
+
+
+def _token(told: _Piece) -> Token:
+    raw = told.piece.encode() if isinstance(told.piece, str) else bytes(told.piece)
+    return Token(told.id, raw.decode(errors="replace"), raw)
 
 
 class _Meta(msgspec.Struct, gc=False):
