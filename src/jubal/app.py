@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
@@ -41,6 +41,10 @@ from jubal.wire.openai_completions import OpenAICompletions
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
 from jubal.wire.openai_responses import OpenAIResponses, ResponsesCompact
 
+if TYPE_CHECKING:
+    from jubal.engines.llama_cpp.engine import LlamaEngine
+    from jubal.engines.llama_cpp.memory import ModelMemory
+
 log = structlog.get_logger("jubal.app")
 
 XAI_URL: Final = "https://api.x.ai/v1"
@@ -61,26 +65,20 @@ def engine_settings(settings: config.Settings, models: Catalogue) -> dict[str, c
     """Every engine that a model or a fallback needs, the embedded one included where it is used unconfigured."""
     needed = {model.engine for model in models} | {name for model in models for name in model.fallback}
     known = {catalogue.LOCAL: LOCAL_DEFAULT, catalogue.WORDS: WORDS_DEFAULT, **settings.engines}
-    return {name: known[name] for name in sorted(needed)}
+    in_order = [*settings.engines, *(name for name in known if name not in settings.engines)]
+    return {name: known[name] for name in in_order if name in needed}
 
 
-def make_engine(name: str, engine: config.Engine, settings: config.Settings) -> Engine:
-    """One engine, not started. The libraries of a kind are imported only where it is used."""
+def make_engine(
+    name: str, engine: config.Engine, settings: config.Settings, memory: ModelMemory | None = None
+) -> Engine:
+    """One engine, not started. The libraries of a kind are imported only where it is used.
+
+    memory: what loads and unloads local models; None: they stay loaded.
+    """
     match engine.kind:
         case "llama":
-            from jubal.engines.llama_cpp.engine import LlamaEngine
-
-            return LlamaEngine(
-                name,
-                settings.models_home,
-                engine.model or LOCAL_DEFAULT.model or "",
-                mmproj=engine.mmproj,
-                context=engine.context,
-                slots=engine.slots,
-                threads=engine.threads,
-                gpu_layers=engine.gpu_layers,
-                timeout_s=engine.timeout_s,
-            )
+            return make_llama(name, engine, settings, memory, embedding=False)
         case "openai" | "xai":
             from jubal.engines.openai_compat import OpenAICompatEngine
 
@@ -101,9 +99,45 @@ def make_engine(name: str, engine: config.Engine, settings: config.Settings) -> 
             raise config.ConfigError(f"engines.{name}: an engine of kind `wordllama` makes embeddings only.")
 
 
-def make_embedder(name: str, engine: config.Engine) -> Embedder:
+def make_llama(
+    name: str, engine: config.Engine, settings: config.Settings, memory: ModelMemory | None, *, embedding: bool
+) -> LlamaEngine:
+    """llama.cpp, not started, for text or for vectors."""
+    from jubal.engines.llama_cpp.engine import LlamaEngine
+
+    return LlamaEngine(
+        name,
+        settings.models_home,
+        engine.model or LOCAL_DEFAULT.model or "",
+        mmproj=engine.mmproj,
+        context=engine.context,
+        slots=engine.slots,
+        threads=engine.threads,
+        gpu_layers=engine.gpu_layers,
+        timeout_s=engine.timeout_s,
+        embedding=embedding,
+        memory=memory,
+    )
+
+
+def make_memory(settings: config.Settings) -> ModelMemory | None:
+    """What keeps local models within their limit; None where there is none."""
+    if settings.server.models_memory_mb is None:
+        return None
+    from jubal.engines.llama_cpp.memory import MIB, ModelMemory
+
+    return ModelMemory(int(settings.server.models_memory_mb * MIB))
+
+
+def make_embedder(
+    name: str, engine: config.Engine, settings: config.Settings, memory: ModelMemory | None = None
+) -> Embedder:
     """One embedder, not started. Raises `ConfigError` for a kind that makes no embeddings."""
     match engine.kind:
+        case "llama":
+            from jubal.engines.llama_cpp.embedder import LlamaEmbedder
+
+            return LlamaEmbedder(make_llama(name, engine, settings, memory, embedding=True))
         case "wordllama":
             from jubal.engines.wordllama_engine import WordLlamaEmbedder
 
@@ -168,12 +202,31 @@ class Jubal:
     images: Images
     deferred: Deferred
     http: HttpApp
+    memory: ModelMemory | None = None
 
     async def start(self) -> None:
-        """Engines begin to load; returns soon. Embedders wait for their first request: many servers never get one."""
+        """Engines begin to load; returns soon. Embedders wait for their first request: many servers never get one.
+
+        Raises `ConfigError` for a local model that is larger than what all of them may take.
+        """
+        await self._check_memory()
         for served in self.served.values():
             await served.engine.start()
         self.deferred.start()
+
+    async def _check_memory(self) -> None:
+        if self.memory is None:
+            return
+        from jubal.engines.llama_cpp.embedder import LlamaEmbedder
+        from jubal.engines.llama_cpp.engine import LlamaEngine
+
+        local = [one.engine for one in self.served.values() if isinstance(one.engine, LlamaEngine)]
+        local += [one.embedder.engine for one in self.embedders.values() if isinstance(one.embedder, LlamaEmbedder)]
+        for refusal in await self.memory.refusals(local):
+            raise config.ConfigError(
+                f"{self.settings.file}: server.models_memory_mb: {refusal} Allow more, or give the engine a smaller `context` "
+                "or fewer `slots`."
+            )
 
     async def ready(self, names: Iterable[str] | None = None) -> None:
         """Waits for the engines. Raises `EngineUnavailable`."""
@@ -197,14 +250,16 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     if not settings.limits.url.startswith("memory://"):
         raise config.ConfigError(f"{settings.file}: limits.url: this release counts in memory only, expected memory://")
     models = catalogue.build(settings)
+    embedding_models = catalogue.embedding_models(settings)
+    _check_one_ability(settings, models, embedding_models)
+    memory = make_memory(settings)
     served = {}
     for name, wanted in engine_settings(settings, models).items():
-        engine = make_engine(name, wanted, settings)
+        engine = make_engine(name, wanted, settings, memory)
         served[name] = Served(engine, Admission(name, _concurrency(wanted, engine), wanted.max_queued))
-    embedding_models = catalogue.embedding_models(settings)
     embedders = {}
     for name, wanted in engine_settings(settings, embedding_models).items():
-        embedder = make_embedder(name, wanted)
+        embedder = make_embedder(name, wanted, settings, memory)
         embedders[name] = ServedEmbedder(embedder, Admission(name, _concurrency(wanted, embedder), wanted.max_queued))
     store = store or Store.open(settings.store_url)
     usage_log = GroupCommit(store, usage.record)
@@ -232,11 +287,30 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         health=lambda: health(served, embedders),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )
-    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, deferred, http)
+    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, deferred, http, memory)
+
+
+def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_models: Catalogue) -> None:
+    """A child of llama.cpp makes text or vectors, never both. Raises `ConfigError`."""
+
+    def users(of: Catalogue) -> dict[str, str]:
+        return {name: model.name for model in reversed(of.models) for name in (model.engine, *model.fallback)}
+
+    talk, embed = users(models), users(embedding_models)
+    for name, engine in engine_settings(settings, models).items():
+        if engine.kind == "llama" and name in embed:
+            raise config.ConfigError(
+                f'{settings.file}: models."{embed[name]}".engine: the engine `{name}` of kind `llama` answers for the language '
+                f"model `{talk[name]}` already, and can't make embeddings as well. Configure a second engine; it may have the "
+                "same `model`."
+            )
 
 
 def health(served: dict[str, Served], embedders: dict[str, ServedEmbedder]) -> tuple[int, bytes]:
-    """200 once every engine is ready, 503 with the reasons before and after. Embedders that nobody asked yet are not there."""
+    """200 once every engine is ready or waits for a request to load its model, 503 with the reasons before and after.
+
+    Embedders that nobody asked yet are not there.
+    """
     doors: list[tuple[Engine | Embedder, Admission]] = [(one.engine, one.admission) for one in served.values()]
     doors += [(one.embedder, one.admission) for one in embedders.values() if one.embedder.status().state != "stopped"]
     engines: dict[str, Any] = {}
@@ -253,7 +327,7 @@ def health(served: dict[str, Served], embedders: dict[str, ServedEmbedder]) -> t
             },
         )
     states = {one["state"] for one in engines.values()}
-    state = "ok" if states <= {"ready"} else "starting" if "failed" not in states else "degraded"
+    state = "ok" if states <= {"ready", "stopped"} else "starting" if "failed" not in states else "degraded"
     body = {"status": state, "version": __version__, "engines": engines}
     return 200 if state == "ok" else 503, msgspec.json.encode(body)
 

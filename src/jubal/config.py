@@ -28,7 +28,10 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Server(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[server]. body_limit_mb: largest request body. drain_s: how long open requests may go on after SIGTERM."""
+    """[server]. body_limit_mb: largest request body. drain_s: how long open requests may go on after SIGTERM.
+
+    models_memory_mb: MiB that all local models together may take; None: no limit, all of them stay loaded.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
@@ -36,6 +39,7 @@ class Server(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     workers: Positive = 1
     body_limit_mb: Annotated[float, Meta(gt=0)] = 64
     drain_s: Seconds = 30
+    models_memory_mb: Annotated[float, Meta(gt=0)] | None = None
 
 
 class Store(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -313,7 +317,7 @@ def _check_engines(settings: Settings, file: Path) -> None:
         )
 
 
-EMBEDDING_KINDS = frozenset({"openai", "xai", "wordllama"})
+EMBEDDING_KINDS = frozenset({"openai", "xai", "wordllama", "llama"})
 
 
 def _check_ability(where: str, model: Model, engines: dict[str, Engine]) -> None:

@@ -83,6 +83,31 @@ def test_a_file_in_use_is_kept(cli: Cli, model_file: Path, tmp_path: Path) -> No
     assert not (cli.home / "models" / model_file.name).exists()
 
 
+def test_files_of_engines_that_no_model_names_yet_and_of_embedders_are_kept_too(
+    cli: Cli, model_file: Path, tmp_path: Path
+) -> None:
+    cli("models", "pull", f"file:{model_file}")
+    engine = f'[engines.vectors]\nkind = "llama"\nmodel = "{model_file.stem}"\n'
+    config = tmp_path / "jubal.toml"
+    for more in ("", '[models.v]\nkind = "embedding"\nengine = "vectors"\n'):
+        config.write_text(engine + more)
+        refused = cli("models", "rm", model_file.name, "--config", str(config))
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith("jubal: the engine vectors uses")
+    (model,) = cli.json("models", "list", "--config", str(config))
+    assert (model["ability"], model["kind"], model["size_bytes"]) == ("embedding", "llama", len(GGUF))
+    assert (model["loaded"], model["installed"]) == (None, True)
+
+
+def test_a_hub_mirror_is_honoured(cli: Cli, slow_file: SlowFile) -> None:
+    slow_file.go_on.set()
+    mirror = slow_file.url.removesuffix("/slow.gguf")
+    done = cli("models", "pull", "hf:owner/repo/sub/slow.gguf", HF_ENDPOINT=mirror)
+    assert done.exit_code == 0, done.output
+    assert slow_file.paths == ["/owner/repo/resolve/main/sub/slow.gguf"]
+    assert (cli.home / "models" / "slow.gguf").read_bytes() == GGUF
+
+
 @pytest.mark.parametrize("args", [["rm", "nothing"], ["pull", "nothing"], ["pull", "file:/nowhere/a.gguf"]])
 def test_what_is_not_there(cli: Cli, args: list[str]) -> None:
     done = cli("models", *args)
@@ -102,6 +127,7 @@ class SlowFile:
         self.half_way = Event()
         self.go_on = Event()
         self.ranges: list[str | None] = []
+        self.paths: list[str] = []
 
 
 @pytest.fixture
@@ -112,6 +138,7 @@ def slow_file() -> Iterator[SlowFile]:
         def do_GET(self) -> None:
             asked = self.headers["range"]
             slow.ranges.append(asked)
+            slow.paths.append(self.path)
             begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
             self.send_response(206 if asked else 200)
             self.send_header("content-length", str(len(GGUF) - begin))

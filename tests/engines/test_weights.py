@@ -119,8 +119,8 @@ def ranges_asked(server: Server) -> list[str | None]:
 
 
 def left_over(home: Path) -> list[str]:
-    """What is in the folder beside whole files and locks."""
-    return sorted(path.name for path in home.iterdir() if path.suffix not in (".gguf", ".lock"))
+    """What is in the folder beside whole files, where they came from, and locks."""
+    return sorted(path.name for path in home.iterdir() if path.suffix not in (".gguf", ".origin", ".lock"))
 
 
 # ---------------------------------------------------------------------------------------------- an address
@@ -294,6 +294,28 @@ def test_a_hub_gets_the_token_and_nobody_else_does(server: Server, tmp_path: Pat
     assert server.asked[0][1]["authorization"] == "Bearer hf_secret"
     assert "authorization" not in server.asked[1][1]
     assert weights.resolve(tmp_path, f"hf:owner/repo/sub/{NAME}") == path
+
+
+def test_files_of_one_name_from_two_repositories_are_two_files(server: Server, tmp_path: Path) -> None:
+    """As with `mmproj-F16.gguf`, which goes with a model and is called the same in every repository."""
+    environ = {"HF_ENDPOINT": f"{server.url}/"}
+    sources = {f"hf:{owner}/repo/mmproj-F16.gguf": data for owner, data in (("one", MODEL), ("two", OTHER))}
+    for source, data in sources.items():
+        owner = source[3:6]
+        server.files[f"/{owner}/repo/resolve/main/mmproj-F16.gguf"] = data
+    server.cut_after = [len(MODEL) // 2]
+    paths = [pull(tmp_path, source, ignore, environ=environ) for source in sources]
+    assert [path.read_bytes() for path in paths] == [MODEL, OTHER]
+    assert ranges_asked(server) == [None, f"bytes={len(MODEL) // 2}-", None]
+    assert [weights.resolve(tmp_path, source) for source in sources] == paths
+    assert weights.resolve(tmp_path, "mmproj-F16.gguf") == paths[0]
+    assert [pull(tmp_path, source, ignore, environ=environ) for source in sources] == paths
+    assert len(server.asked) == 3, "both are there already"
+    weights.remove(tmp_path, "mmproj-F16.gguf")
+    assert weights.resolve(tmp_path, next(iter(sources))) is None
+    weights.remove(tmp_path, paths[1].name)
+    assert left_over(tmp_path) == []
+    assert not list(tmp_path.glob("*.origin"))
 
 
 def test_a_hub_that_redirects_within_itself_gets_the_token_again(server: Server, tmp_path: Path) -> None:
@@ -659,3 +681,46 @@ def test_the_real_model_is_the_one_that_is_pinned(models_home: Path) -> None:
     assert path is not None
     assert weights._sha256(path) == weights.SMOLLM2.sha256
     assert weights.trained_context(path) == weights.SMOLLM2.context
+
+
+def number(key: str, value: int) -> bytes:
+    return text(key) + struct.pack("<II", 4, value)
+
+
+ARCHITECTURE = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+ATTENTION = (
+    number("llama.block_count", 2),
+    number("llama.embedding_length", 64),
+    number("llama.attention.head_count", 8),
+    number("llama.attention.head_count_kv", 2),
+)
+VOCABULARY = text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("one") + text("two")
+ENCODER = text("llama.attention.causal") + struct.pack("<I?", 7, False)
+WIDE = (number("llama.attention.key_length", 16), number("llama.attention.value_length", 4))
+
+
+@pytest.mark.parametrize(
+    ("entries", "cache", "outputs", "pooling"),
+    [
+        ((ARCHITECTURE, *ATTENTION, VOCABULARY), 2 * 2 * (8 + 8) * 2, 2, False),
+        ((ARCHITECTURE, *ATTENTION[:3]), 2 * 8 * (8 + 8) * 2, 0, False),
+        ((ARCHITECTURE, *ATTENTION, *WIDE), 2 * 2 * (16 + 4) * 2, 0, False),
+        ((ARCHITECTURE, *ATTENTION, ENCODER, number("llama.pooling_type", 1), VOCABULARY), 0, 0, True),
+        ((*ATTENTION,), 0, 0, False),
+    ],
+)
+def test_what_a_model_takes_is_read_from_its_file(
+    entries: tuple[bytes, ...], cache: int, outputs: int, pooling: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf(*entries))
+    shape = weights.shape_of(path)
+    assert (shape.cache_token_bytes, shape.outputs, shape.pooling) == (cache, outputs, pooling)
+    assert shape.file_bytes == path.stat().st_size
+
+
+def test_all_parts_of_a_model_count(tmp_path: Path) -> None:
+    for part in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "a-00001-of-00003.gguf", "ab-00001-of-00002.gguf"):
+        (tmp_path / part).write_bytes(b"GGUF" + b"\0" * 6)
+    assert weights.shape_of(tmp_path / "a-00001-of-00002.gguf") == weights.Shape(20)
+    assert weights.shape_of(tmp_path / "a-00001-of-00003.gguf").file_bytes == 10

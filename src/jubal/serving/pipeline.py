@@ -24,7 +24,15 @@ from jubal.agent import loop
 from jubal.agent.toolbox import Toolbox
 from jubal.core.embedding import EmbeddingRequest, Embeddings
 from jubal.core.embedding import estimate_prompt as estimate_embedding
-from jubal.core.errors import BadRequest, EngineError, InternalError, JubalError, NotIdentified, UnknownModel
+from jubal.core.errors import (
+    BadRequest,
+    ContextTooLong,
+    EngineError,
+    InternalError,
+    JubalError,
+    NotIdentified,
+    UnknownModel,
+)
 from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelta
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
@@ -40,6 +48,8 @@ from jubal.serving.images import Images
 log = structlog.get_logger("jubal.pipeline")
 
 T = TypeVar("T")
+ESTIMATE_SPREAD: Final = 16
+"""A prompt has at most so many times the tokens that are estimated: one for each byte, four bytes for a character."""
 ANSWER_TOKENS_GUESSED: Final = 256
 """What the token limit is charged at first for an answer whose length the caller did not bound; the difference is given back."""
 
@@ -257,6 +267,24 @@ class Pipeline:
             if message.has_image:
                 raise refuse("sees no images", f"messages[{index}].content", "images_not_supported")
 
+    async def _check_window(self, model: Model, engine: Engine, turn: Generation) -> None:
+        """The advertised window is a promise: what is over it is refused, by the engine's own count, where the engine holds more.
+
+        Where it does not, it refuses by itself. One that can't count beforehand is not asked: it keeps its own window only.
+        """
+        window, holds = model.context, engine.weights(model.upstream).context
+        if window is None or holds is None or window >= holds or not isinstance(engine, TokenCounter):
+            return
+        if not turn.tools.functions and estimate_prompt(turn) * ESTIMATE_SPREAD <= window:
+            return
+        tokens = await engine.count(turn)
+        if tokens > window:
+            raise ContextTooLong(
+                f"The prompt has {tokens} tokens; this model's context window holds {window}.",
+                param="messages" if turn.prompt is None else "prompt",
+                code="context_length_exceeded",
+            )
+
     async def tokenize(self, caller: Caller, name: str, text: str) -> tuple[Token, ...]:
         """The tokens of `text` for the model of this name or alias. It counts as a request of no tokens, and costs nothing.
 
@@ -330,6 +358,7 @@ class Pipeline:
                 turn = replace(turn, model=model.upstream)
             try:
                 async with served.admission:
+                    await self._check_window(model, served.engine, turn)
                     account.asks(name, weights.fingerprint)
                     async with aclosing(loop.run(turn, served.engine, self.toolbox)) as events:
                         async for event in events:

@@ -28,7 +28,7 @@ class ServerArgs(msgspec.Struct, frozen=True, kw_only=True):
     socket: path of the UNIX socket to listen on. context: tokens that every slot holds. threads: None lets llama.cpp choose.
     mmproj: path of the projector that makes images into embeddings of the model; None: it reads text only.
     batch: prompt tokens computed at a time. cache_mib: memory for prompts that lost their slot. gpu_layers: -1 means as many as
-    fit.
+    fit. embedding: it makes vectors, not text. pooling: how one is made of those of all tokens; None: as the file says.
     """
 
     parent: int
@@ -41,6 +41,8 @@ class ServerArgs(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     cache_mib: int
     mmproj: str | None = None
+    embedding: bool = False
+    pooling: str | None = None
 
 
 def main() -> None:
@@ -109,6 +111,13 @@ def serve(args: ServerArgs) -> object:
     params.endpoint_slots = True
     params.sse_ping_interval = -1  # a ping would make a model that hangs look as if it were only slow
     params.verbosity = LOG_WARNINGS
+    if args.embedding:
+        params.embedding = True
+        params.cache_prompt = False  # a vector is made of all tokens of an input, the ones seen before included
+    if args.pooling is not None:
+        from xllamacpp import llama_pooling_type
+
+        params.pooling_type = llama_pooling_type[f"LLAMA_POOLING_TYPE_{args.pooling.upper()}"]
     return Server(params)
 
 

@@ -8,8 +8,9 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -26,10 +27,11 @@ from jubal.engines.base import EngineStatus, Weights
 from jubal.engines.llama_cpp.child import ServerArgs
 from jubal.engines.llama_cpp.choices import merge_choices
 from jubal.engines.llama_cpp.launch import ChildEffects, SocketFolder
+from jubal.engines.llama_cpp.memory import MIB, ModelMemory, Size
 from jubal.engines.llama_cpp.messages import prepared, single
 from jubal.engines.llama_cpp.process import Heard, Process
 from jubal.engines.llama_cpp.scheduler import Policy
-from jubal.engines.llama_cpp.tokens import tokenize_body, tokens_of_llama
+from jubal.engines.llama_cpp.tokens import count_of_tokens, tokenize_body, tokens_of_llama
 from jubal.engines.openai_compat import ChatDecoder, chat_body, stream_chat
 from jubal.engines.openai_text import TextDecoder, text_body
 from jubal.engines.prompted import stream_prompted, worded
@@ -50,6 +52,13 @@ BATCH_IMAGES: Final = 512
 """With a projector: some models look at all tokens of an image at once, 256 in Gemma's, so they must be in one batch."""
 READABLE: Final = ("data:image/jpeg;", "data:image/jpg;", "data:image/png;")
 """Images that llama.cpp can decode."""
+EMBEDDING_SLOTS: Final = 1
+"""Inputs at a time: each is computed whole, so more are not faster on a CPU, and one alone always has the same vector."""
+EMBEDDING_CONTEXT_MAX: Final = 2048
+"""The window of an embedding model where none is configured: an input is one batch, whose memory is taken at once."""
+PROGRAM_BYTES: Final = 64 * MIB
+"""What a child takes beside weights and cache. Measured with SmolLM2: 60 MiB (docs/decisions/local-models.md)."""
+ROOM_TIMEOUT_MIN_S: Final = 1.0
 THINKING_WORDS: Final = ("<think>", "enable_thinking")
 """What stands in the chat template of a model that was taught to think."""
 LIFE_NEWS_S: Final = 1.0
@@ -82,6 +91,8 @@ class LlamaEngine:
     None: it reads text only. context: tokens of each slot; None: the model's own, at
     most 8,192. slots: requests at a time; more wait here. threads: None: one for each physical core. gpu_layers: None: as many
     as fit. timeout_s: longest wait for the model to be ready, and longest silence while it answers.
+    embedding: the child makes vectors instead of text (`LlamaEmbedder` asks it for them). memory: loads and unloads it
+    beside others; None: it is loaded by `start` and stays.
     heard: told of every change of the child's state. extra: further fields for every request to llama.cpp. command: makes
     the argv of the child.
     """
@@ -100,18 +111,21 @@ class LlamaEngine:
         threads: int | None = None,
         gpu_layers: int | None = None,
         timeout_s: float = 600,
+        embedding: bool = False,
+        memory: ModelMemory | None = None,
         policy: Policy | None = None,
         heard: Heard = lambda state, reason: None,
         extra: Mapping[str, object] | None = None,
         command: Callable[[ServerArgs], Sequence[str]] | None = None,
     ) -> None:
         self.name = name
-        self.slots = slots or SLOTS
+        self.slots = slots or (EMBEDDING_SLOTS if embedding else SLOTS)
         self._models_home = models_home
         self._model = model
         self._mmproj = mmproj
         self._input = ("text",) if mmproj is None else ("text", "image")
-        self._asked_context = context
+        self._embedding = embedding
+        self._memory = memory
         self._threads = threads
         self._gpu_layers = -1 if gpu_layers is None else gpu_layers
         self._timeout_s = timeout_s
@@ -124,17 +138,47 @@ class LlamaEngine:
         self._places = asyncio.Semaphore(
             self.slots
         )  # a turn that waits here is cancelled at once, one in llama.cpp is not
-        self._identity = Identity(model, context)
+        self._identity = Identity(model, context or (EMBEDDING_CONTEXT_MAX if embedding else CONTEXT_MAX))
         self._template_tools = self._identity.profile.template_tools or False
         self._template_thinks = False
         self._learned_of = 0
         self._process: Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._folder: SocketFolder | None = None
+        self._effects: ChildEffects | None = None
+        self._estimated: tuple[tuple[Path, int, int], Size] | None = None
+
+    @property
+    def timeout_s(self) -> float:
+        return self._timeout_s
 
     # Coming and going
 
     async def start(self) -> None:
+        """Under a limit on memory the child may start later, or only when it is asked for."""
+        if self._memory is None:
+            await self.load()
+        else:
+            self._memory.join(self, preload=not self._embedding)
+
+    async def ready(self) -> None:
+        """At once where the model is only loaded when it is asked for."""
+        if self._memory is None:
+            await self._ready(None)
+            return
+        place = await self._memory.decided(self.name)
+        if place == "refused":
+            raise EngineUnavailable(self._memory.refusal(self.name) or "", code="model_too_large")
+        if place == "loaded":
+            await self._ready(None)
+
+    async def close(self) -> None:
+        if self._memory is not None:
+            await self._memory.leave(self)
+        await self.unload()
+
+    async def load(self) -> None:
+        """Starts the child. Raises `OSError`."""
         if self._process is not None:
             return
         self._folder = SocketFolder()
@@ -144,14 +188,13 @@ class LlamaEngine:
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept-Encoding"),
         )
-        effects = ChildEffects(self._folder, self._session, self._argv, self._problem)
-        self._process = Process(effects, self._policy, self._heard)
+        self._effects = ChildEffects(self._folder, self._session, self._argv, self._problem)
+        self._process = Process(self._effects, self._policy, self._heard)
         self._process.start()
 
-    async def ready(self) -> None:
-        await self._ready(None)
-
-    async def close(self) -> None:
+    async def unload(self) -> None:
+        """Ends the child. Returns when it is gone."""
+        self._learned_of = 0
         process, self._process = self._process, None
         session, self._session = self._session, None
         self._identity.stop()
@@ -160,9 +203,37 @@ class LlamaEngine:
         if session is not None:
             await session.close()
 
+    async def estimate(self) -> Size | None:
+        """What the child will take, by the file."""
+        path = weights.resolve(self._models_home, self._model)
+        if path is None:
+            return None
+        try:
+            stat = path.stat()
+            stamp = (path, stat.st_size, stat.st_mtime_ns)
+            if self._estimated is None or self._estimated[0] != stamp:
+                self._estimated = stamp, await self._estimate(path)
+        except OSError:
+            return None
+        return self._estimated[1]
+
+    async def _estimate(self, path: Path) -> Size:
+        await self._identity.read(path)
+        shape = await asyncio.to_thread(weights.shape_of, path)
+        tokens = self.slots * self._identity.context
+        # Of a prompt to be answered only the last token's outputs are wanted; for a vector llama.cpp computes those of all.
+        program = PROGRAM_BYTES + (shape.outputs_bytes(self._batch()) if self._embedding else 0)
+        return Size(shape.file_bytes, tokens * shape.cache_token_bytes, program, self.slots, self._identity.context)
+
+    def measured(self) -> int | None:
+        """Resident bytes of the child, pages of the file included; None before it is ready."""
+        if self._process is None or self._process.state != "ready" or self._effects is None:
+            return None
+        return self._effects.resident()
+
     def status(self) -> EngineStatus:
         if self._process is None:
-            return EngineStatus("stopped")
+            return self._status_unloaded()
         match self._process.state:
             case "ready" if self._identity.known:
                 return EngineStatus("ready")
@@ -172,6 +243,16 @@ class LlamaEngine:
                 return EngineStatus("stopped")
             case "failed":
                 return EngineStatus("failed", self._process.reason)
+
+    def _status_unloaded(self) -> EngineStatus:
+        match self._memory and self._memory.place(self.name):
+            case "undecided" | "loaded":
+                return EngineStatus("starting", "The model waits for room in memory.")
+            case "refused":
+                assert self._memory is not None
+                return EngineStatus("failed", self._memory.refusal(self.name))
+            case _:
+                return EngineStatus("stopped")
 
     def weights(self, model: str) -> Weights:
         """Before the first start of an unknown file the fingerprint is one of its name only, and the context a guess."""
@@ -203,15 +284,40 @@ class LlamaEngine:
                 threads=self._threads or threads_allowed(),
                 gpu_layers=self._gpu_layers,
                 batch=self._batch(),
-                cache_mib=CACHE_MIB,
+                cache_mib=0 if self._embedding else CACHE_MIB,
                 mmproj=None if projector is None else str(projector),
+                embedding=self._embedding,
+                pooling=await self._pooling(path),
             )
         )
 
     def _batch(self) -> int:
+        """Tokens computed at a time. llama.cpp embeds no input that is longer than this."""
+        if self._embedding:
+            return self._identity.context
         if self._mmproj is not None:
             return BATCH_IMAGES
         return BATCH_CPU if self._gpu_layers == 0 or sys.platform != "darwin" else BATCH_GPU
+
+    async def _pooling(self, path: Path) -> str | None:
+        """How a model that was not made for embeddings makes one vector of its tokens'; None: as its file says."""
+        if not self._embedding or (await asyncio.to_thread(weights.shape_of, path)).pooling:
+            return None
+        return "mean"
+
+    @asynccontextmanager
+    async def child(self) -> AsyncIterator[tuple[aiohttp.ClientSession, Process, int]]:
+        """The child, ready, with the number of its life. It is not unloaded meanwhile.
+
+        Raises `EngineUnavailable` where it is not ready within the engine's timeout.
+        """
+        if self._memory is None:
+            yield await self._ready(self._timeout_s)
+            return
+        asked_s = time.monotonic()
+        async with self._memory.use(self.name, self._timeout_s):
+            left_s = max(asked_s + self._timeout_s - time.monotonic(), ROOM_TIMEOUT_MIN_S)
+            yield await self._ready(left_s)
 
     async def _ready(self, timeout_s: float | None) -> tuple[aiohttp.ClientSession, Process, int]:
         """Waits until everything is there, and returns it with the number of the child's life."""
@@ -241,11 +347,11 @@ class LlamaEngine:
 
     async def stream(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         self._check_images(turn)
-        await self._ready(self._timeout_s)
-        turn = prepared(turn, self._identity.profile, template_tools=self._template_tools)
-        async with aclosing(self._with_tools(turn)) as events:
-            async for event in events:
-                yield event
+        async with self.child():
+            turn = prepared(turn, self._identity.profile, template_tools=self._template_tools)
+            async with aclosing(self._with_tools(turn)) as events:
+                async for event in events:
+                    yield event
 
     def _check_images(self, turn: Generation) -> None:
         """Raises `BadRequest`. Only what is in the request is looked at: llama.cpp would fetch an address unguarded."""
@@ -323,32 +429,36 @@ class LlamaEngine:
 
     async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
         """Raises `EngineError`."""
-        return tokens_of_llama(await self._ask("/tokenize", tokenize_body(text)))
+        async with self.child() as (session, _, _):
+            return tokens_of_llama(await ask_tokens(session, "/tokenize", tokenize_body(text)))
 
     async def count(self, turn: Generation) -> int:
         """Raises `EngineError`."""
-        await self._ready(self._timeout_s)
-        turn = prepared(turn, self._identity.profile, template_tools=self._template_tools)
-        if turn.tools.wanted and not self._template_tools:
-            turn = worded(turn)
-        rendered = msgspec.json.decode(await self._ask("/apply-template", chat_body(turn)), type=_Rendered)
-        body = msgspec.json.encode({"content": rendered.prompt, "add_special": True, "parse_special": True})
-        return len(msgspec.json.decode(await self._ask("/tokenize", body), type=_Ids).tokens)
+        async with self.child() as (session, _, _):
+            turn = prepared(turn, self._identity.profile, template_tools=self._template_tools)
+            if turn.tools.wanted and not self._template_tools:
+                turn = worded(turn)
+            text = turn.prompt
+            if text is None:
+                rendered = await ask_tokens(session, "/apply-template", chat_body(turn))
+                text = msgspec.json.decode(rendered, type=_Rendered).prompt
+            body = tokenize_body(text, special=True, pieces=False)
+            return count_of_tokens(await ask_tokens(session, "/tokenize", body))
 
-    async def _ask(self, path: str, body: bytes) -> bytes:
-        """One question about text, which takes no place. Raises `EngineError`."""
-        session, _, _ = await self._ready(self._timeout_s)
-        timeout = aiohttp.ClientTimeout(total=TOKENIZE_TIMEOUT_S)
-        try:
-            async with session.post(f"{URL}{path}", data=body, timeout=timeout) as response:
-                answer = await response.read()
-                if response.status != 200:
-                    raise EngineBroken(f"The engine could not read the text (HTTP {response.status}).")
-                return answer
-        except TimeoutError as error:
-            raise EngineTimeout("The engine took too long to read the text.") from error
-        except aiohttp.ClientError as error:
-            raise EngineUnavailable("The engine can't be reached.") from error
+
+async def ask_tokens(session: aiohttp.ClientSession, path: str, body: bytes) -> bytes:
+    """llama.cpp's answer to one question about text, which takes no place. Raises `EngineError`."""
+    timeout = aiohttp.ClientTimeout(total=TOKENIZE_TIMEOUT_S)
+    try:
+        async with session.post(f"{URL}{path}", data=body, timeout=timeout) as response:
+            answer = await response.read()
+            if response.status != 200:
+                raise EngineBroken(f"The engine could not read the text (HTTP {response.status}).")
+            return answer
+    except TimeoutError as error:
+        raise EngineTimeout("The engine took too long to read the text.") from error
+    except aiohttp.ClientError as error:
+        raise EngineUnavailable("The engine can't be reached.") from error
 
 
 class _Rendered(msgspec.Struct):
@@ -357,18 +467,12 @@ class _Rendered(msgspec.Struct):
     prompt: str
 
 
-class _Ids(msgspec.Struct):
-    """What /tokenize answers."""
-
-    tokens: list[int]
-
-
 class Identity:
     """What is known of the model behind an engine: at first by its name, then by its file, at last by the child."""
 
-    def __init__(self, model: str, asked_context: int | None) -> None:
+    def __init__(self, model: str, context_max: int) -> None:
         known = weights.known_of(model)
-        self._asked = asked_context or CONTEXT_MAX
+        self._asked = context_max
         self.profile = known.profile if known else weights.Profile()
         self.file_name = known.file if known else Path(model).name
         self.context = min(self._asked, known.context) if known else self._asked

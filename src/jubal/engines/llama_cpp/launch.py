@@ -142,6 +142,15 @@ class ChildEffects:
         self.child = RunningChild(process)
         return self.child
 
+    def resident(self) -> int | None:
+        """Bytes of memory that the child takes; None where it is gone."""
+        import psutil  # type: ignore[import-untyped]  # here, because only a limit on memory needs it
+
+        try:
+            return None if self.child is None else int(psutil.Process(self.child.pid).memory_info().rss)
+        except psutil.Error:
+            return None
+
     async def healthy(self, timeout_s: float) -> bool:
         try:
             async with self._session.get(
