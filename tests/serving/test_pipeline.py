@@ -99,7 +99,7 @@ async def test_a_good_answer() -> None:
         Started("r1", 1000, "grok-4", "fp_0000000000"),
         TextDelta("a"),
         TextDelta("b"),
-        Finished(("stop",), Usage(10, 2, 4), cost),
+        Finished(("stop",), Usage(10, 2, 4), cost, ended=1000),
     ]
     assert engine.turns[0].model == "up", "the engine's own name"
     [row] = log.rows

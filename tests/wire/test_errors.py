@@ -10,6 +10,8 @@ import pytest
 from jubal.app import DIALECTS
 from jubal.core import errors
 from jubal.wire import openai_errors
+from jubal.wire.anthropic_complete import AnthropicComplete
+from jubal.wire.anthropic_messages import AnthropicMessages
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.JubalError)]
 BLAMES_THE_REQUEST = {400, 401, 404, 405, 413, 415, 422}
@@ -32,7 +34,11 @@ def test_every_kind_has_a_status_and_the_seeds_shape(path: str, kind: type[error
     assert 400 <= reply.status < 600
     assert set(body) - {"param"} == {"message", "type", "code"}
     assert body["message"] == "m"
-    assert (body["type"] == "invalid_request_error") == (reply.status in BLAMES_THE_REQUEST)
+    if DIALECTS[path] in (AnthropicMessages, AnthropicComplete):
+        assert json.loads(reply.body)["type"] == "error"
+        assert body["type"].endswith("_error") or body["type"] == "request_too_large"
+    else:
+        assert (body["type"] == "invalid_request_error") == (reply.status in BLAMES_THE_REQUEST)
     headers = dict(reply.headers)
     assert (b"allow" in headers) == (reply.status == 405)
     if error.retry_after_s:
