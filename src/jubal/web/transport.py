@@ -173,3 +173,64 @@ def guarded_httpx_client(
         trust_env=False,
         cookies=no_cookies(),
     )
+
+
+class TooMuch(httpx2.ReadError):
+    """A body was longer than its bound."""
+
+
+class BoundedTransport(httpx2.AsyncBaseTransport):
+    """Ends bodies that are longer than bytes_max, as they are sent: compressed ones may become larger."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport, bytes_max: int) -> None:
+        self._inner = inner
+        self._bytes_max = bytes_max
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers["accept-encoding"] = "identity"
+        answer = await self._inner.handle_async_request(request)
+        assert isinstance(answer.stream, httpx2.AsyncByteStream)
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            await answer.aclose()
+            raise httpx2.RemoteProtocolError("The body is compressed, which was not asked for.")
+        answer.stream = _BoundedBody(answer.stream, self._bytes_max)
+        return answer
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _BoundedBody(httpx2.AsyncByteStream):
+    def __init__(self, inner: httpx2.AsyncByteStream, bytes_max: int) -> None:
+        self._inner = inner
+        self._left = bytes_max
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._inner:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise TooMuch("The answer is too long.")
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def bounded_httpx_client(
+    guard: Guard,
+    *,
+    bytes_max: int,
+    headers: dict[str, str] | None = None,
+    timeout_s: float = 30.0,
+    redirects_max: int = 5,
+) -> httpx2.AsyncClient:
+    """As `guarded_httpx_client`, for libraries that read whole bodies into memory. bytes_max: of each body."""
+    return httpx2.AsyncClient(
+        transport=BoundedTransport(GuardedTransport(guard, keep_alive_s=30.0), bytes_max),
+        headers=headers,
+        timeout=timeout_s,
+        follow_redirects=redirects_max > 0,
+        max_redirects=redirects_max,
+        trust_env=False,
+        cookies=no_cookies(),
+    )

@@ -1,0 +1,167 @@
+"""MCP tools against real servers of the `mcp` package on loopback, over both transports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+import uvicorn
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+
+from jubal.core.server_tools import Mcp
+from jubal.tools.base import ToolFailed
+from jubal.tools.mcp import McpTools
+from jubal.web.guard import AllowList, Guard
+
+
+class Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+class Recorder:
+    """An ASGI application that remembers the headers of what goes to another."""
+
+    def __init__(self, app: object) -> None:
+        self._app = app
+        self.headers: list[dict[str, str]] = []
+
+    async def __call__(self, scope, receive, send):  # type: ignore[no-untyped-def]
+        if scope["type"] == "http":
+            self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
+        await self._app(scope, receive, send)  # type: ignore[operator]
+
+
+def box() -> MCPServer:
+    server = MCPServer("box")
+
+    @server.tool()
+    def add(a: int, b: int) -> str:
+        """Adds two numbers."""
+        return str(a + b)
+
+    @server.tool()
+    def fail() -> str:
+        """Always fails."""
+        raise ToolError("out of paper")
+
+    @server.tool()
+    async def sleep(ctx: Context) -> str:
+        """Sleeps for a minute."""
+        await asyncio.sleep(60)
+        return "slept"
+
+    @server.tool()
+    def flood() -> str:
+        """Says far too much."""
+        return "x" * (9 << 20)
+
+    return server
+
+
+@contextlib.asynccontextmanager
+async def served(app: object) -> AsyncIterator[int]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = Server(uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=1))  # type: ignore[arg-type]
+    running = asyncio.ensure_future(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    await running
+
+
+@pytest_asyncio.fixture(params=["http", "sse"])
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Mcp, Recorder]]:
+    app = box().streamable_http_app() if request.param == "http" else box().sse_app()
+    recorder = Recorder(app)
+    async with served(recorder) as port:
+        path = "/mcp" if request.param == "http" else "/sse"
+        yield Mcp("box", f"http://127.0.0.1:{port}{path}"), recorder
+
+
+def family(*allowed: str) -> McpTools:
+    return McpTools(Guard(AllowList(allowed or ("127.0.0.1",))), connect_timeout_s=5)
+
+
+async def test_its_tools_can_be_called(server: tuple[Mcp, Recorder]) -> None:
+    wanted, recorder = server
+    session = family().open(replace(wanted, authorization="s3cret", headers=(("x-team", "t"),)))
+    try:
+        functions = await session.functions()
+        assert [function.name for function in functions] == ["box.add", "box.fail", "box.sleep", "box.flood"]
+        assert functions[0].description == "Adds two numbers."
+        assert '"a"' in (functions[0].parameters or "")
+        answers = await asyncio.gather(*(session.call("box.add", f'{{"a": {n}, "b": 1}}') for n in range(3)))
+        assert [answer.text for answer in answers] == ["1", "2", "3"]
+        with pytest.raises(ToolFailed, match="out of paper"):
+            await session.call("box.fail", "{}")
+        with pytest.raises(ToolFailed, match=r"a\b"):
+            await session.call("box.add", '{"b": 1}')
+        with pytest.raises(ToolFailed, match="JSON"):
+            await session.call("box.add", "{")
+    finally:
+        await session.close()
+    assert {headers.get("authorization") for headers in recorder.headers} == {"Bearer s3cret"}
+    assert {headers.get("x-team") for headers in recorder.headers} == {"t"}
+
+
+async def test_only_allowed_tools_are_offered(server: tuple[Mcp, Recorder]) -> None:
+    wanted, _ = server
+    session = family().open(replace(wanted, allowed=("add",)))
+    assert [function.name for function in await session.functions()] == ["box.add"]
+    await session.close()
+    session = family().open(replace(wanted, allowed=("other",)))
+    with pytest.raises(ToolFailed, match="other"):
+        await session.functions()
+    await session.close()
+
+
+async def test_a_call_that_is_cut_leaves_nothing_behind(server: tuple[Mcp, Recorder]) -> None:
+    wanted, _ = server
+    session = family().open(wanted)
+    await session.functions()
+    call = asyncio.ensure_future(session.call("box.sleep", "{}"))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    before = asyncio.all_tasks()
+    await session.close()
+    assert len(asyncio.all_tasks()) < len(before)
+
+
+async def test_an_endless_answer_is_cut(server: tuple[Mcp, Recorder]) -> None:
+    wanted, _ = server
+    session = family().open(wanted)
+    await session.functions()
+    with pytest.raises(ToolFailed):
+        async with asyncio.timeout(20):
+            await session.call("box.flood", "{}")
+    await session.close()
+
+
+async def test_a_private_server_is_refused_unless_it_is_allowed(server: tuple[Mcp, Recorder]) -> None:
+    wanted, recorder = server
+    session = family("127.0.0.2").open(wanted)
+    with pytest.raises(ToolFailed, match="box"):
+        await session.functions()
+    await session.close()
+    assert recorder.headers == [], "nothing was sent"
+
+
+async def test_nobody_there() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        session = family().open(Mcp("box", f"http://127.0.0.1:{taken.getsockname()[1]}/mcp", authorization="s3cret"))
+        with pytest.raises(ToolFailed) as caught:
+            await session.functions()
+    assert "s3cret" not in str(caught.value)
+    await session.close()
