@@ -21,7 +21,9 @@ from jubal.accounts import usage
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
+from jubal.agent.toolbox import Toolbox
 from jubal.core.model import Catalogue
+from jubal.core.server_tools import ToolKind
 from jubal.engines.base import Engine
 from jubal.engines.embedder import Embedder
 from jubal.records.sealing import FernetSealer
@@ -31,6 +33,7 @@ from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
 from jubal.serving.images import Fetcher, Images
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
+from jubal.tools.base import ToolFamily
 from jubal.web.fetch import SafeFetcher
 from jubal.web.guard import AllowList
 from jubal.wire.anthropic_complete import AnthropicComplete
@@ -157,6 +160,16 @@ def make_embedder(
     raise config.ConfigError(f"engines.{name}: an engine of kind `{engine.kind}` makes no embeddings.")
 
 
+def make_toolbox(settings: config.Settings) -> Toolbox:
+    """The server tools of these settings. Nothing is started, and no library of theirs is loaded, before the first use."""
+    from jubal.tools.mcp import McpTools
+    from jubal.web.guard import AllowList, Guard
+
+    families: dict[ToolKind, ToolFamily[Any]] = {}
+    families["mcp"] = McpTools(Guard(AllowList(settings.private_hosts)))
+    return Toolbox(families)
+
+
 def api_key(name: str, engine: config.Engine) -> str | None:
     """The key for an upstream. Raises `ConfigError` where the variable that should hold it is not set."""
     if engine.api_key is not None:
@@ -240,7 +253,7 @@ class Jubal:
         await self.usage_log.close()
         closing = [served.engine.close() for served in self.served.values()]
         closing += [one.embedder.close() for one in self.embedders.values()]
-        closing.append(self.images.close())
+        closing += [self.images.close(), self.pipeline.toolbox.close()]
         await asyncio.gather(*closing, return_exceptions=True)
         self.store.close()
 
@@ -273,6 +286,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         embedding_models=embedding_models,
         embedders=embedders,
         images=images,
+        toolbox=make_toolbox(settings),
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}

@@ -93,14 +93,17 @@ class Toolbox:
 
 
 class Workbench:
-    """The tools of one request. functions: what the model may call. sources: all that was found, by number from 1."""
+    """The tools of one request. functions: what the model may call. sources: all that was found, by number from 1.
+
+    problems: why tools that were asked for are not there, a sentence each.
+    """
 
     def __init__(self, box: Toolbox) -> None:
         self._box = box
         self._bounds = box.bounds
         self._sessions: list[ToolSession] = []
         self._owners: dict[str, tuple[ToolSession, ToolKind]] = {}
-        self._away: list[str] = []
+        self.problems: list[str] = []
         self._location: UserLocation | None = None
         self._numbers: dict[str, int] = {}
         self._uses: dict[ToolKind, int] = {}
@@ -119,7 +122,7 @@ class Workbench:
             async with asyncio.timeout(self._bounds.call_s):
                 functions = await session.functions()
         except (ToolFailed, TimeoutError) as error:  # the answer goes on without it, and the model is told
-            self._away.append(f"The {family.kind} tools are not available: {error or 'they did not answer in time'}")
+            self.problems.append(f"The {family.kind} tools are not available: {error or 'they did not answer in time'}")
             return
         for function in functions:
             if function.name in self._owners:
@@ -144,7 +147,7 @@ class Workbench:
         if self._location is not None:
             place = (self._location.city, self._location.region, self._location.country, self._location.timezone)
             lines.append(f"The user is in {', '.join(part for part in place if part)}.")
-        return " ".join(lines + self._away)
+        return " ".join(lines + self.problems)
 
     @property
     def exhausted(self) -> bool:
