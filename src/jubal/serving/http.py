@@ -202,8 +202,10 @@ class HttpApp:
         self._health = health
         self._work: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._openapi: bytes | None = None
         self._routes: dict[str, dict[str, Handler]] = {
             "/health": {"GET": self._get_health},
+            "/openapi.json": {"GET": self._get_openapi},
             "/v1/tokenize-text": {"POST": self._tokenize},
             "/v1/messages/count_tokens": {"POST": self._count_tokens},
         }
@@ -225,6 +227,11 @@ class HttpApp:
         self._routes[RESPONSES] = {"POST": self._kept_generation_by(dialect, answers)}
         kept = _KeptRoutes(dialect, answers, self._identify)
         self._prefixes[RESPONSES + "/"] = {"GET": kept.get, "DELETE": kept.delete}
+
+    def routes(self) -> set[tuple[str, str]]:
+        """Every method and path, `{}` where a path goes on with what the caller asks for."""
+        paths = {**self._routes, **{prefix + "{}": methods for prefix, methods in self._prefixes.items()}}
+        return {(method, path) for path, methods in paths.items() for method in methods}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -271,6 +278,14 @@ class HttpApp:
     async def _get_health(self, exchange: Exchange) -> None:
         status, body = self._health()
         await exchange.reply(status, body)
+
+    async def _get_openapi(self, exchange: Exchange) -> None:
+        """Made when it is first asked for: most servers never are."""
+        if self._openapi is None:
+            from jubal.serving.openapi import describe
+
+            self._openapi = describe(self.routes())
+        await exchange.reply(200, self._openapi)
 
     def _models(self, shelf: _Shelf) -> Handler:
         """The models that the key may use."""
