@@ -37,3 +37,11 @@ def test_tools_and_structured_output(client: Client) -> None:
     assert not said["tools"]["more"]
     for person in said["structured"].values():
         assert (person["name"].lower(), person["age"]) == ("jason", 25)
+
+
+def test_embeddings_with_its_defaults_are_those_of_the_text(client: Client) -> None:
+    """It sends token ids of OpenAI's vocabulary, for whatever model."""
+    said = client("embeddings")["embeddings"]
+    assert said["dimensions"] == [256, 256, 256]
+    assert said["closeness"] == pytest.approx([1, 1, 1], abs=1e-4)
+    assert said["length"] == pytest.approx([1, 1, 1], abs=1e-4)
