@@ -8,6 +8,8 @@ from typing import Any
 
 import jsonschema
 
+from jubal.core.events import Event
+from jubal.core.fold import Completion, Folder
 from jubal.wire.openapi import Operation, document
 
 
@@ -34,7 +36,7 @@ class Described:
             self.seen.add(f"{name}.{key}")
             for inner in one if isinstance(one, list) else (one,):
                 for struct in _structs(self.schemas[name]["properties"][key]):
-                    if isinstance(inner, dict):
+                    if isinstance(inner, dict) and inner.keys() <= self.schemas[struct]["properties"].keys():
                         self._note(struct, inner)
 
     def fields(self, *names: str) -> set[str]:
@@ -52,3 +54,12 @@ def _structs(schema: Any) -> list[str]:
         own = [schema["$ref"].rpartition("/")[2]] if "$ref" in schema else []
         return own + [name for value in schema.values() for name in _structs(value)]
     return [name for value in schema for name in _structs(value)] if isinstance(schema, list) else []
+
+
+def fold(events: Iterable[Event]) -> Completion:
+    """The whole answer of these events."""
+    folder = Folder()
+    for event in events:
+        folder.feed(event)
+    assert folder.completion is not None
+    return folder.completion

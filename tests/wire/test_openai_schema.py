@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jsonschema
 import pytest
@@ -12,7 +12,6 @@ import pytest
 from jubal.core import errors
 from jubal.core.embedding import Embeddings
 from jubal.core.events import Event, Failed
-from jubal.core.fold import Completion, Folder
 from jubal.core.model import Model, Weights
 from jubal.core.money import Price
 from jubal.core.tokens import Token
@@ -24,7 +23,8 @@ from jubal.wire.openai_embeddings import OpenAIEmbeddings
 from jubal.wire.openai_schema import OPERATIONS
 from jubal.wire.openai_tokenize import OpenAITokenize
 from tests import chat_table, completions_table
-from tests.openapi_schemas import Described
+from tests.openapi_schemas import Described, fold
+from tests.wire.test_openai_chat_server_tools import EVENTS as SERVED
 
 USAGE = b'"stream":true,"stream_options":{"include_usage":true}'
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"logprobs":true,"top_logprobs":5,%b}'
@@ -48,35 +48,33 @@ def described() -> Described:
     return Described(OPERATIONS)
 
 
-def _fold(events: tuple[Event, ...]) -> Completion:
-    folder = Folder()
-    for event in events:
-        folder.feed(event)
-    assert folder.completion is not None
-    return folder.completion
-
-
 def _frames(asked: Asked, events: tuple[Event, ...]) -> Iterator[str]:
     renderer = asked.renderer()
     stream = b"".join(renderer.feed(event) for event in events).decode()
     return (frame.removeprefix("data: ") for frame in stream.split("\n\n") if frame not in ("", "data: [DONE]"))
 
 
-@pytest.mark.parametrize(
-    ("asked", "table", "whole", "chunk"),
-    [
-        (OpenAIChat().parse(CHAT % USAGE), chat_table.TABLE, "ChatCompletion", "ChatCompletionChunk"),
-        (OpenAICompletions().parse(TEXT % USAGE), completions_table.TABLE, "TextCompletion", "TextCompletionChunk"),
-    ],
-)
-def test_completions_whole_and_streamed(
-    described: Described, asked: Asked, table: tuple[chat_table.Row, ...], whole: str, chunk: str
-) -> None:
-    for row in table:
-        described.check(whole, asked.whole(_fold(row.events)))
-        for frame in _frames(asked, row.events):
+def _check_rows(described: Described, asked: Asked, answers: Iterable[Iterable[Event]], whole: str, chunk: str) -> None:
+    for events in answers:
+        described.check(whole, asked.whole(fold(events)))
+        for frame in _frames(asked, tuple(events)):
             described.check(chunk, frame)
-    assert described.seen == described.fields(whole, chunk), "no field is described that is never there"
+
+
+def test_chat_completions_whole_and_streamed(described: Described) -> None:
+    for more in (b"", b',"include":["web_search_call_output"]'):
+        asked = OpenAIChat().parse(CHAT % (USAGE + more))
+        answers = [*(row.events for row in chat_table.TABLE), SERVED]
+        _check_rows(described, asked, answers, "ChatCompletion", "ChatCompletionChunk")
+    assert described.seen == described.fields("ChatCompletion", "ChatCompletionChunk"), "all that is described is there"
+
+
+def test_text_completions_whole_and_streamed(described: Described) -> None:
+    asked = OpenAICompletions().parse(TEXT % USAGE)
+    answers = [row.events for row in completions_table.TABLE]
+    _check_rows(described, asked, answers, "TextCompletion", "TextCompletionChunk")
+    never = described.fields("ServerToolUsage") | {"CompletionUsage.server_side_tool_usage_details"}
+    assert described.seen == described.fields("TextCompletion", "TextCompletionChunk") - never
 
 
 def test_a_stream_that_breaks(described: Described) -> None:

@@ -77,6 +77,14 @@ class CompletionTokens(msgspec.Struct):
     rejected_prediction_tokens: Count
 
 
+class ServerToolUsage(msgspec.Struct):
+    web_search_calls: Count
+    x_search_calls: Count
+    code_interpreter_calls: Count
+    mcp_calls: Count
+    file_search_calls: Count
+
+
 class CompletionUsage(msgspec.Struct):
     """total_tokens includes the reasoning tokens, completion_tokens does not."""
 
@@ -87,6 +95,7 @@ class CompletionUsage(msgspec.Struct):
     completion_tokens_details: CompletionTokens
     num_sources_used: Count
     cost_in_usd_ticks: Ticks | UnsetType = UNSET
+    server_side_tool_usage_details: ServerToolUsage | UnsetType = UNSET
 
 
 # ---------------------------------------------------------------------------------------------- chat completions
@@ -125,12 +134,45 @@ class ChatLogprobs(msgspec.Struct):
     content: list[ChosenToken]
 
 
+class ServerSideCall(msgspec.Struct):
+    """A call of a server tool, which nobody but the server answers. output: where `include` asked for it.
+
+    In a stream it is told twice: when it begins, with the function, and when it ends, with how.
+    """
+
+    id: str
+    type: Literal["web_search_call", "x_search_call", "code_interpreter_call", "mcp_call", "file_search_call"]
+    status: Literal["in_progress", "completed", "failed", "incomplete"]
+    function: CalledFunction | UnsetType = UNSET
+    duration_ms: Count | UnsetType = UNSET
+    output: str | UnsetType = UNSET
+
+
+class UrlCitation(msgspec.Struct):
+    """start_index, end_index: in characters of the content."""
+
+    url: str
+    title: str
+    start_index: Count
+    end_index: Count
+
+
+class Annotation(msgspec.Struct):
+    type: Literal["url_citation"]
+    url_citation: UrlCitation
+
+
+Categories: TypeAlias = Annotated[dict[str, int], Meta(description="Calls that are charged, by category.")]
+
+
 class AnswerMessage(msgspec.Struct):
     role: Literal["assistant"]
     content: str
     refusal: None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[FunctionCall] | UnsetType = UNSET
+    server_side_tool_calls: list[ServerSideCall] | UnsetType = UNSET
+    annotations: list[Annotation] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -148,6 +190,8 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: CompletionUsage
     system_fingerprint: str
+    citations: list[str] | UnsetType = UNSET
+    server_side_tool_usage: Categories | UnsetType = UNSET
 
 
 class DeferredCompletion(msgspec.Struct):
@@ -167,6 +211,8 @@ class MessageDelta(msgspec.Struct):
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[FunctionCallDelta] | UnsetType = UNSET
+    server_side_tool_calls: list[ServerSideCall] | UnsetType = UNSET
+    annotations: list[Annotation] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct):
@@ -186,6 +232,8 @@ class ChatCompletionChunk(msgspec.Struct):
     choices: list[ChunkChoice]
     system_fingerprint: str
     usage: CompletionUsage | UnsetType = UNSET
+    citations: list[str] | UnsetType = UNSET
+    server_side_tool_usage: Categories | UnsetType = UNSET
 
 
 # ---------------------------------------------------------------------------------------------- legacy completions
@@ -362,6 +410,7 @@ SAMPLING: Final[dict[str, Schema]] = {
 CHAT: Final[dict[str, Schema]] = {
     **SAMPLING,
     "Request.messages": {"minItems": 1},
+    "Request.max_turns": {"minimum": 1, "maximum": openai_chat.TURNS_MAX},
     "Request.max_completion_tokens": {"minimum": 1},
     "Request.top_logprobs": {"minimum": 0, "maximum": openai_chat.LOGPROBS_MAX},
     "Request.reasoning_effort": {"enum": [*openai_chat.EFFORTS, None]},

@@ -22,7 +22,16 @@ PARAMETER: Final = re.compile(r"\{(\w+)\}")
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
 PHRASES: Final = {422: "The body does not fit the schema", 498: "Capacity exceeded"}
-NEEDS_KEY: Final[list[Schema]] = [{"bearer": []}]
+NEEDS_KEY: Final[list[Schema]] = [{"bearer": []}, {"x-api-key": []}]
+SCHEMES: Final[Schema] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key made by `jubal keys create`."},
+    "x-api-key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "The same, as Anthropic's clients send it.",
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +40,8 @@ class Operation:
 
     method: in upper case. path: with `{name}` for each part that varies; parameters: the schema of those that are more than a
     text. name: the operationId; the schemas of the body are called after it. body: the struct that the dialect decodes.
-    answers: by status, the errors among them. frames: what a server-sent event holds, where a 200 can be a stream.
+    answers: by status, the errors among them. frames: what a server-sent event holds, where a 200 can be a stream;
+    done: what the last one says instead.
     refined: what a body must keep to beside its types, by `Struct.field`: JSON Schema keywords. example: a body that is
     answered well. links: operations that a 200 gives parameters for, by name: expressions as OpenAPI has them.
     """
@@ -44,6 +54,7 @@ class Operation:
     answers: Mapping[int, Answer]
     body: type | None = None
     frames: Answer = None
+    done: str | None = "[DONE]"
     refined: Mapping[str, Schema] = field(default_factory=dict)
     parameters: Mapping[str, Schema] = field(default_factory=dict)
     example: Schema | None = None
@@ -81,9 +92,7 @@ def document(operations: Iterable[Operation], *, title: str, version: str, descr
                     "required": True,
                 }
             },
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "A key made by `jubal keys create`."}
-            },
+            "securitySchemes": SCHEMES,
         },
     }
     return msgspec.json.encode(whole)
@@ -95,7 +104,9 @@ def _operation(operation: Operation, body: Schema | None) -> Schema:
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": {
-            str(status): _response(status, answer, operation.frames if status == HTTPStatus.OK else None)
+            str(status): _response(
+                status, answer, _event(operation) if status == HTTPStatus.OK and operation.frames else None
+            )
             for status, answer in sorted(operation.answers.items())
         },
         "security": NEEDS_KEY if operation.needs_key else [],
@@ -120,7 +131,7 @@ def _operation(operation: Operation, body: Schema | None) -> Schema:
     return made
 
 
-def _response(status: int, answer: Answer, frames: Answer) -> Schema:
+def _response(status: int, answer: Answer, event: Schema | None) -> Schema:
     made: Schema = {
         "description": PHRASES.get(status) or HTTPStatus(status).phrase,
         "headers": {"x-request-id": {"$ref": "#/components/headers/x-request-id"}},
@@ -128,20 +139,22 @@ def _response(status: int, answer: Answer, frames: Answer) -> Schema:
     content: Schema = {}
     if answer is not None:
         content[JSON] = {"schema": _either(answer)}
-    if frames is not None:
-        content[EVENTS] = {"schema": _event(frames)}
+    if event is not None:
+        content[EVENTS] = {"schema": event}
     if content:
         made["content"] = content
     return made
 
 
-def _event(frames: Answer) -> Schema:
+def _event(operation: Operation) -> Schema:
     """One server-sent event: OpenAPI 3.1 has no word for a stream of them, and tools take the schema for each (3.2 says so)."""
-    data = {"contentMediaType": JSON, "contentSchema": _either(frames)}
+    data: Schema = {"contentMediaType": JSON, "contentSchema": _either(operation.frames)}
+    if operation.done is not None:
+        data = {"anyOf": [{"const": operation.done}, data]}
     return {
         "type": "object",
         "required": ["data"],
-        "properties": {"event": {"type": "string"}, "data": {"type": "string", "anyOf": [{"const": "[DONE]"}, data]}},
+        "properties": {"event": {"type": "string"}, "data": {"type": "string", **data}},
     }
 
 
