@@ -26,7 +26,8 @@ engine = "words"
 """
 )
 ROOT = Path(__file__).parents[2]
-EXAMPLES = 25
+EXAMPLES = 15
+"""For each operation, beside the hundreds that are made of the document's bounds whatever this says."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def test_every_example_of_the_document_is_answered(server: Server, document: dic
     assert seen == len([1 for operations in document["paths"].values() if "post" in operations]) >= 4
 
 
+@pytest.mark.timeout(300)  # 20 s of work, on a machine that has nothing else to do
 def test_schemathesis_finds_nothing(server: Server, document: dict[str, Any], tmp_path: Path) -> None:
     """All checks but `positive_data_acceptance`: fields bound each other in ways that no schema says, which is a 400."""
     report = tmp_path / "junit.xml"
@@ -68,7 +70,7 @@ def test_schemathesis_finds_nothing(server: Server, document: dict[str, Any], tm
         env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.flow.schemathesis_hooks", "PYTHONPATH": _import_path()},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
