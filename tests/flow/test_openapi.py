@@ -26,7 +26,7 @@ engine = "words"
 """
 )
 ROOT = Path(__file__).parents[2]
-EXAMPLES = 15
+EXAMPLES = 10
 """For each operation, beside the hundreds that are made of the document's bounds whatever this says."""
 
 

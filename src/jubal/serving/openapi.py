@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jubal import __version__
-from jubal.wire import anthropic_schema, openai_schema
+from jubal.wire import anthropic_schema, openai_schema, responses_schema
 from jubal.wire.openapi import Operation, document
 
 DESCRIPTION: Final = (
@@ -67,7 +67,12 @@ OWN: Final = (
         needs_key=False,
     ),
 )
-TABLES: Final[tuple[tuple[Operation, ...], ...]] = (openai_schema.OPERATIONS, anthropic_schema.OPERATIONS, OWN)
+TABLES: Final[tuple[tuple[Operation, ...], ...]] = (
+    openai_schema.OPERATIONS,
+    responses_schema.OPERATIONS,
+    anthropic_schema.OPERATIONS,
+    OWN,
+)
 
 
 def describe(routes: Iterable[tuple[str, str]]) -> bytes:
