@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "records": {"core", "accounts"},
     "agent": {"core", "engines.base", "tools.base"},
     "serving": {
+        "__version__",
         "core",
         "wire",
         "agent",

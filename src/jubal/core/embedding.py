@@ -16,7 +16,7 @@ FLOAT_BYTES = 4
 class EmbeddingRequest:
     """One vector for each text, or for each list of token ids: exactly one of the two is filled, and no item of it is empty.
 
-    model: the name the engine must use. tokens: ids of the model's own tokenizer.
+    model: the name the engine must use. tokens: ids of the vocabulary that the model's callers use.
     dimensions: length of the vectors; None: the model's own.
     user: the caller's opaque id of its end user.
     """

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from jubal.core.embedding import EmbeddingRequest, Embeddings
 from jubal.core.errors import BadRequest, ContextTooLong, EngineUnavailable
+from jubal.engines import cl100k
 from jubal.engines.base import EngineStatus, Weights
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ CONTEXT: Final = 8_192
 TOKEN_CHARACTERS_MAX: Final = 16
 """No token of the vocabulary is longer, so a text of n characters has at least n / 16."""
 MARKER_LAST: Final = 2
-"""Ids 0 to 2 are <unk>, <s> and </s>: they may frame a list of token ids, and say nothing about its text."""
+"""Ids 0 to 2 are <unk>, <s> and </s>, and say nothing about a text."""
 PART_INPUTS: Final = 16
 PART_LENGTH: Final = 1 << 16
 SLICE_TOKENS: Final = 2_048
@@ -158,6 +159,7 @@ class _Model:
 
     def __init__(self, folder: Path, context: int) -> None:
         self._context = context
+        self._vocabulary: cl100k.Vocabulary | None = None
         try:
             weights, tokenizer = folder / WEIGHTS_FILE, (folder / TOKENIZER_FILE).read_bytes().rstrip()
             with weights.open("rb") as file:
@@ -185,9 +187,17 @@ class _Model:
         self._tokenizer.model._resize_cache(0)
 
     def embed(self, request: EmbeddingRequest, part: range, dimensions: int) -> tuple[list[bytes], int]:
-        """The vectors of the inputs in `part`, and how many tokens those have. Raises `BadRequest` naming the input."""
-        ids = self._ids_of_texts(request, part) if request.texts else [self._known(request, index) for index in part]
-        return [self._vector(one, dimensions) for one in ids], sum(map(len, ids))
+        """The vectors of the inputs in `part`, and how many tokens those have. Raises `BadRequest` naming the input.
+
+        Lists of ids are in the vocabulary that callers have, and count as they are sent: its tokens are longer than ours.
+        """
+        if request.tokens:
+            texts = [self._text_of_ids(request, index) for index in part]
+            return [self._vector(ids, dimensions) for ids in self._ids(texts)], sum(
+                len(request.tokens[index]) for index in part
+            )
+        all_ids = self._ids_of_texts(request, part)
+        return [self._vector(ids, dimensions) for ids in all_ids], sum(map(len, all_ids))
 
     def _ids_of_texts(self, request: EmbeddingRequest, part: range) -> list[list[int]]:
         texts = []
@@ -196,28 +206,34 @@ class _Model:
             self._demand_fit(request, index, -(-len(text) // TOKEN_CHARACTERS_MAX), "at least ")
             _demand_unicode(request, index, text)
             texts.append(text)
-        # `encode` would hold the interpreter's lock, for half a second on a megabyte; the batch call lets go of it.
-        all_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        all_ids = self._ids(texts)
         for index, ids in zip(part, all_ids, strict=True):
             self._demand_fit(request, index, len(ids))
             _demand_some(request, index, ids)
         return all_ids
 
-    def _known(self, request: EmbeddingRequest, index: int) -> list[int]:
-        """The ids as they were sent. Raises `BadRequest` for one that this vocabulary has not: another tokenizer made it."""
-        ids = list(request.tokens[index])
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        # `encode` would hold the interpreter's lock, for half a second on a megabyte; the batch call lets go of it.
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _text_of_ids(self, request: EmbeddingRequest, index: int) -> str:
+        """Raises `BadRequest` for an id that the callers' vocabulary has not."""
+        ids = request.tokens[index]
         self._demand_fit(request, index, len(ids))
-        size = len(self._table)
-        foreign = next((one for one in ids if not 0 <= one < size), None)
+        _demand_some(request, index, ids)
+        foreign = next((one for one in ids if not 0 <= one < cl100k.TOKENS), None)
         if foreign is not None:
             where = _where(request, index)
             raise BadRequest(
-                f"`{where}`: {foreign} is none of the {size} token ids of the model `{request.model}`. Send the text itself.",
+                f"`{where}`: {foreign} is none of the {cl100k.TOKENS} token ids of cl100k_base. Send the text itself.",
                 param=where,
                 code="unknown_token",
             )
-        _demand_some(request, index, [one for one in ids if one > MARKER_LAST])
-        return ids
+        if self._vocabulary is None:  # few callers send ids
+            self._vocabulary = cl100k.Vocabulary()
+        text = self._vocabulary.text(ids)
+        self._demand_fit(request, index, -(-len(text) // TOKEN_CHARACTERS_MAX), "at least ")  # an id can be 128 spaces
+        return text
 
     def _demand_fit(self, request: EmbeddingRequest, index: int, tokens: int, about: str = "") -> None:
         if tokens > self._context:
@@ -241,7 +257,7 @@ class _Model:
         return (total / length).astype("<f4").tobytes()
 
 
-def _demand_some(request: EmbeddingRequest, index: int, ids: list[int]) -> None:
+def _demand_some(request: EmbeddingRequest, index: int, ids: Sequence[int]) -> None:
     if not ids:
         where = _where(request, index)
         raise BadRequest(f"`{where}` must not be empty.", param=where, code="empty_value")

@@ -53,6 +53,7 @@ JSON: Final = b"application/json"
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """Caches and buffering proxies must let each token through when it comes."""
 RESPONSES: Final = "/v1/responses"
+INPUT_ITEMS: Final = "/input_items"
 DEFERRED: Final = "/v1/chat/deferred-completion/"
 REQUEST_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 WATCH_AFTER_S: Final = 0.03
@@ -202,8 +203,10 @@ class HttpApp:
         self._health = health
         self._work: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._openapi: bytes | None = None
         self._routes: dict[str, dict[str, Handler]] = {
             "/health": {"GET": self._get_health},
+            "/openapi.json": {"GET": self._get_openapi},
             "/v1/tokenize-text": {"POST": self._tokenize},
             "/v1/messages/count_tokens": {"POST": self._count_tokens},
         }
@@ -214,6 +217,7 @@ class HttpApp:
         self._prefixes: dict[str, dict[str, Handler]] = {
             DEFERRED: {"GET": self._get_deferred},
         }
+        self._within: dict[tuple[str, str], dict[str, Handler]] = {}
         if responses is not None:
             self._keep(*responses)
         for path, shelf in SHELVES.items():
@@ -225,6 +229,13 @@ class HttpApp:
         self._routes[RESPONSES] = {"POST": self._kept_generation_by(dialect, answers)}
         kept = _KeptRoutes(dialect, answers, self._identify)
         self._prefixes[RESPONSES + "/"] = {"GET": kept.get, "DELETE": kept.delete}
+        self._within[RESPONSES + "/", INPUT_ITEMS] = {"GET": kept.get}
+
+    def routes(self) -> set[tuple[str, str]]:
+        """Every method and path, `{}` where a path goes on with what the caller asks for."""
+        paths = {**self._routes, **{prefix + "{}": methods for prefix, methods in self._prefixes.items()}}
+        paths |= {f"{prefix}{{}}{suffix}": methods for (prefix, suffix), methods in self._within.items()}
+        return {(method, path) for path, methods in paths.items() for method in methods}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -247,15 +258,20 @@ class HttpApp:
         if not exchange.started:
             await exchange.reply_error(reply)
 
+    def _below(self, path: str) -> dict[str, Handler] | None:
+        """The methods of a path that goes on with what the caller asks for."""
+        for (prefix, suffix), found in self._within.items():
+            if path.startswith(prefix) and path.endswith(suffix):
+                return found
+        return next((found for prefix, found in self._prefixes.items() if path.startswith(prefix)), None)
+
     def _route(self, exchange: Exchange) -> Handler:
         """Raises `NotFound`, `MethodNotAllowed`."""
         path = exchange.path
         methods = self._routes.get(path)
         if methods is None:
             path = path.rstrip("/") or "/"
-            methods = self._routes.get(path) or next(
-                (found for prefix, found in self._prefixes.items() if path.startswith(prefix)), None
-            )
+            methods = self._routes.get(path) or self._below(path)
         method = exchange.scope["method"]
         if methods is None:
             hint = f" Did you mean /v1{path}?" if f"/v1{path}" in self._routes else ""
@@ -271,6 +287,14 @@ class HttpApp:
     async def _get_health(self, exchange: Exchange) -> None:
         status, body = self._health()
         await exchange.reply(status, body)
+
+    async def _get_openapi(self, exchange: Exchange) -> None:
+        """Made when it is first asked for: most servers never are."""
+        if self._openapi is None:
+            from jubal.serving.openapi import describe
+
+            self._openapi = describe(self.routes())
+        await exchange.reply(200, self._openapi)
 
     def _models(self, shelf: _Shelf) -> Handler:
         """The models that the key may use."""

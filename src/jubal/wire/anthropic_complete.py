@@ -159,6 +159,7 @@ class AnthropicComplete:
     """The dialect."""
 
     endpoint = "completions"
+    body = _Request
 
     def parse(self, body: bytes) -> CompleteAsked:
         """Raises `BadRequest`; `Undecodable` where a field is missing or has the wrong type."""

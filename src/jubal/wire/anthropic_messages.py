@@ -694,6 +694,7 @@ class AnthropicMessages:
     """The dialect."""
 
     endpoint = "chat"
+    body = _Request
 
     def parse(self, body: bytes) -> MessagesAsked:
         """Raises `BadRequest`; `Undecodable` where a field is missing or has the wrong type."""

@@ -665,6 +665,7 @@ class OpenAIChat:
     """The dialect."""
 
     endpoint = "chat"
+    body = _Request
 
     def parse(self, body: bytes) -> ChatAsked:
         """Raises `BadRequest`; `Undecodable` where a field is missing or has the wrong type."""

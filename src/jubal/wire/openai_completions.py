@@ -307,6 +307,7 @@ class OpenAICompletions:
     """The dialect."""
 
     endpoint = "sample"
+    body = _Request
 
     def parse(self, body: bytes) -> CompletionsAsked:
         """Raises `BadRequest`; `Undecodable` where a field is missing or has the wrong type."""

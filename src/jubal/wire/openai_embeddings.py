@@ -150,6 +150,7 @@ class OpenAIEmbeddings:
     """The dialect. It has no stream."""
 
     endpoint = "embed"
+    body = _Request
 
     def parse(self, body: bytes) -> EmbeddingsAsked:
         """Raises `BadRequest`; `Undecodable` where a field is missing or has the wrong type."""

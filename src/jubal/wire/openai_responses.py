@@ -914,6 +914,7 @@ class OpenAIResponses:
     """The dialect. sealer: for encrypted reasoning and compactions."""
 
     endpoint = "chat"
+    body = _Request
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
@@ -1019,6 +1020,7 @@ class ResponsesCompact:
     """POST /v1/responses/compact (xai-api.md 8.10)."""
 
     endpoint = "chat"
+    body = _CompactRequest
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer

@@ -13,6 +13,14 @@ CHOICES_MAX: Final = 128
 SEED_BITS: Final = 63
 TOKEN_ID_DIGITS_MAX: Final = 9
 TOKENS_MAX: Final = 2**31 - 1
+RANGES: Final[dict[str, tuple[int, int]]] = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "seed": (-(2**SEED_BITS), 2**SEED_BITS - 1),
+}
+"""Of fields that take a number, both ends included (xai-api.md 6.1)."""
 
 
 class Sampled(Protocol):
@@ -28,12 +36,9 @@ class Sampled(Protocol):
 
 
 def sampling(asked: Sampled) -> Sampling:
-    """Raises `BadRequest` naming the first field out of its range (xai-api.md 6.1)."""
-    within("temperature", asked.temperature, 0, 2)
-    within("top_p", asked.top_p, 0, 1)
-    within("frequency_penalty", asked.frequency_penalty, -2, 2)
-    within("presence_penalty", asked.presence_penalty, -2, 2)
-    within("seed", asked.seed, -(2**SEED_BITS), 2**SEED_BITS - 1)
+    """Raises `BadRequest` naming the first field out of its range."""
+    for name, (low, high) in RANGES.items():
+        within(name, getattr(asked, name), low, high)
     return Sampling(
         asked.temperature,
         asked.top_p,

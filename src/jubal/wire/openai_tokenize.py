@@ -53,6 +53,7 @@ class OpenAITokenize:
     """The dialect. It has no stream."""
 
     endpoint = "tokenize"
+    body = _Request
 
     def parse(self, body: bytes) -> TokenizeAsked:
         """Raises `BadRequest`; `Undecodable` where a field is missing or has the wrong type."""

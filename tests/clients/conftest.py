@@ -1,0 +1,72 @@
+"""`client`: a client library in its own environment, against a really started server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients import environments
+from tests.clients.environments import Environment, NotInstalled
+from tests.conftest import CACHE
+from tests.server import Server
+
+CLIENT_TIMEOUT_S = 600
+"""Of a test that may have to install its client first."""
+Client = Callable[..., Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "client_of" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(CLIENT_TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def made() -> dict[str, Environment | NotInstalled]:
+    """What came of each environment, so that one that can't be had is tried once."""
+    return {}
+
+
+@pytest.fixture
+def client_of(
+    request: pytest.FixtureRequest, made: dict[str, Environment | NotInstalled], tmp_path: Path
+) -> Callable[[str, Server], Client]:
+    """`client_of("instructor", server)` gives a function that runs parts of scripts/instructor.py and returns what they print.
+
+    Skips where a package can't be had, and only then.
+    """
+
+    def say(text: str) -> None:
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print(f"\nclients: {text}", flush=True)
+
+    def get(name: str) -> Environment:
+        if name not in made:
+            try:
+                made[name] = environments.environment(name, CACHE / "clients", say)
+            except NotInstalled as error:
+                made[name] = error
+        found = made[name]
+        if isinstance(found, NotInstalled):
+            say(f"{name} is not tested: {found}")
+            pytest.skip(f"the packages of {name} can't be installed here: {found}")
+        return found
+
+    def client_of(name: str, server: Server) -> Client:
+        environment = get(name)
+        script = f"{name}.mjs" if environment.node else f"{name}.py"
+
+        def run(*arguments: str, **variables: str) -> Any:
+            home = tmp_path / "home"
+            home.mkdir(exist_ok=True)
+            return environment.run(
+                script, *arguments, home=home, JUBAL_URL=server.url, JUBAL_KEY=server.key, **variables
+            )
+
+        return run
+
+    return client_of
