@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mimetypes
 from typing import Final
 
 import msgspec
@@ -25,7 +24,26 @@ DESCRIPTION: Final = (
     "call. numpy, pandas, scipy, sympy and matplotlib are installed. Open figures, and files written to the working folder, are "
     "returned. There is no network and no input."
 )
-OTHER_MIMES: Final = {".csv": "text/csv", ".parquet": "application/vnd.apache.parquet", ".ipynb": "application/x-ipynb+json"}
+MIMES: Final = {
+    "csv": "text/csv",
+    "gif": "image/gif",
+    "html": "text/html",
+    "ipynb": "application/x-ipynb+json",
+    "jpeg": "image/jpeg",
+    "jpg": "image/jpeg",
+    "json": "application/json",
+    "md": "text/markdown",
+    "parquet": "application/vnd.apache.parquet",
+    "pdf": "application/pdf",
+    "png": "image/png",
+    "py": "text/x-python",
+    "svg": "image/svg+xml",
+    "txt": "text/plain",
+    "webp": "image/webp",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "xml": "application/xml",
+    "zip": "application/zip",
+}
 
 
 class _Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +104,7 @@ class CodeSession:
         return code
 
     async def _run(self, code: str) -> ToolOutput:
+        await self._let_go_of_the_dead()  # it may have died since, of memory that a thread took
         before = self._lost
         try:
             if self._interpreter is None:
@@ -154,8 +173,5 @@ def output(ran: Ran, limits: Limits, before: str | None) -> ToolOutput:
 
 
 def mime(name: str) -> str:
-    """By the name alone, from tables that are the same on every machine."""
-    for ending, known in OTHER_MIMES.items():
-        if name.endswith(ending):
-            return known
-    return mimetypes.MimeTypes().guess_type(name)[0] or "application/octet-stream"
+    """By the name alone; a table of our own, as the system's differ from machine to machine."""
+    return MIMES.get(name.rpartition(".")[2].lower(), "application/octet-stream")

@@ -37,6 +37,10 @@ STDERR_BYTES: Final = 4096
 READ_BYTES: Final = 64 << 10
 
 MENDS: Final = (
+    (
+        "no other user",
+        "Start the server as an ordinary user: it is root in a container that has no other users, and code is never run as root.",
+    ),
     ("no landlock", "Use a kernel with Landlock (Linux 5.13 or newer, named in its `lsm=` list), or bubblewrap."),
     (
         "namespace",
@@ -139,7 +143,7 @@ class ForkedInterpreter:
 
     @property
     def alive(self) -> bool:
-        return self._alive
+        return self._alive and not self._reader.at_eof()
 
     async def greet(self) -> None:
         """Waits until it is confined and ready. Raises `SandboxUnavailable`."""
@@ -420,7 +424,10 @@ class ForkSandbox:
         self._all: set[Zygote] = set()
         self._starting: asyncio.Task[Zygote] | None = None
         self._places = asyncio.Semaphore(limits.sessions_max)
+        self._in_use = 0
         self._failed: tuple[float, str] | None = None
+        self._parked: tuple[Zygote, ForkedInterpreter] | None = None
+        self._parking: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -442,20 +449,44 @@ class ForkSandbox:
                 f"All {self._limits.sessions_max} interpreters are in use. Try again later; "
                 "[tools.code_execution] sessions_max allows more."
             ) from None
+        self._in_use += 1
         try:
-            return Session(await self._forked(), self._places.release)
+            return Session(await self._forked(), self._leave)
         except BaseException:
-            self._places.release()
+            self._leave()
             raise
+
+    def _leave(self) -> None:
+        self._in_use -= 1
+        self._places.release()
 
     async def _forked(self) -> ForkedInterpreter:
         zygote = await self._ready()
+        parked, self._parked = self._parked, None
+        self._park(zygote)
+        if parked is not None:
+            if parked[0] is zygote and parked[1].alive:
+                return parked[1]
+            await parked[1].close()
         try:
             return await zygote.open(self._limits, self._groups)
         except SandboxUnavailable:
             if zygote.alive:
                 raise
         return await (await self._ready()).open(self._limits, self._groups)  # it had died; once more, with a new one
+
+    def _park(self, zygote: Zygote) -> None:
+        """Begins to make the interpreter of the next session, which then need not wait for forks and cgroups."""
+        if self._parking is None or self._parking.done():
+            self._parking = asyncio.create_task(self._park_one(zygote), name="sandbox's next session")
+
+    async def _park_one(self, zygote: Zygote) -> None:
+        with contextlib.suppress(SandboxUnavailable):  # a session that really needs one is told
+            session = await zygote.open(self._limits, self._groups)
+            if self._closed or self._parked is not None or zygote is not self._zygote:
+                await session.close()
+            else:
+                self._parked = (zygote, session)
 
     async def _ready(self) -> Zygote:
         if self._closed:
@@ -497,10 +528,17 @@ class ForkSandbox:
             raise
         self._failed = None
         old, self._zygote = self._zygote, zygote
+        await self._unpark()
         if old is not None:
             old.retire()
+        self._park(zygote)
         await self._bury()
         return zygote
+
+    async def _unpark(self) -> None:
+        parked, self._parked = self._parked, None
+        if parked is not None:
+            await parked[1].close()
 
     async def _bury(self) -> None:
         for zygote in [one for one in self._all if not one.alive]:
@@ -548,7 +586,7 @@ class ForkSandbox:
         if self._zygote is None or not self._zygote.alive:
             return f"{self._kind}: not started yet"
         bound = f", memory by {memory}" if self._kind == "bubblewrap" else ", no disk quota, no processes (fallback)"
-        return f"{self._kind}: ready, {self._zygote.open_now} of {self._limits.sessions_max} interpreters in use{bound}"
+        return f"{self._kind}: ready, {self._in_use} of {self._limits.sessions_max} interpreters in use{bound}"
 
     async def check(self) -> None:
         """Starts it if need be, with one real run. Raises `SandboxUnavailable`."""
@@ -559,6 +597,10 @@ class ForkSandbox:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait({self._starting})
+        if self._parking is not None:
+            self._parking.cancel()
+            await asyncio.wait({self._parking})
+        await self._unpark()
         for zygote in list(self._all):
             await zygote.kill()
         self._all.clear()

@@ -19,7 +19,7 @@ Kind: TypeAlias = Literal["bubblewrap", "landlock"]
 
 HERE: Final = Path(__file__).parent
 INSIDE: Final = "/opt/sb"
-WORK: Final = "/work"
+WORKS: Final = ("/work", "/workspace", "/sandbox/work")
 TEXT_CHARS: Final = 64 << 10
 SYSTEM_FOLDERS: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
 LANDLOCK_READABLE: Final = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")
@@ -80,7 +80,8 @@ def plan(kind: Kind, limits: Limits, python: Interpreter, *, folder: str, watch_
         site=python.site,
         readable=tuple(path for path in (*LANDLOCK_READABLE, *python.needed) if os.path.exists(path)),
         filter=f"{INSIDE}/inside/{program.name}" if bubblewrap else str(program),
-        work=WORK if bubblewrap else folder,
+        keep=tuple(path for path in python.needed if path.startswith("/tmp/")),  # noqa: S108
+        work=_free_work(python) if bubblewrap else folder,
         memory_bytes=limits.memory_mb * MIB,
         watch_memory=watch_memory,
         cpu_s=limits.cpu_s,
@@ -93,6 +94,11 @@ def plan(kind: Kind, limits: Limits, python: Interpreter, *, folder: str, watch_
         files_max=limits.files_max,
         files_bytes=limits.files_bytes,
     )
+
+
+def _free_work(python: Interpreter) -> str:
+    """A folder that hides nothing of the interpreter."""
+    return next(work for work in WORKS if not any(path.startswith(work) for path in python.needed))
 
 
 def bwrap() -> str:
@@ -119,12 +125,12 @@ def bubblewrap_argv(program: str, python: Interpreter, plan: Plan) -> tuple[str,
             argv += ["--symlink", os.readlink(folder), folder]
         elif os.path.isdir(folder):
             argv += ["--ro-bind", folder, folder]
-    for path in python.needed:
-        argv += ["--ro-bind", path, path]
     # Nothing is mounted over parts of this /proc: then the kernel lets sessions mount their own, which shows nothing but their
     # processes.
     argv += ["--proc", "/proc"]
-    argv += ["--dev", "/dev", "--dir", WORK, "--size", str(16 * MIB), "--tmpfs", "/tmp", "--tmpfs", "/etc"]  # noqa: S108
+    argv += ["--dev", "/dev", "--dir", plan.work, "--size", str(16 * MIB), "--tmpfs", "/tmp", "--tmpfs", "/etc"]  # noqa: S108
+    for path in python.needed:  # after /tmp, as they may lie there
+        argv += ["--ro-bind", path, path]
     argv += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     argv += ["--ro-bind", str(HERE / "inside"), f"{INSIDE}/inside"]
     argv += ["--remount-ro", "/etc", "--remount-ro", "/dev", "--remount-ro", "/"]

@@ -54,6 +54,8 @@ def main(text: str) -> None:
 def stop_being_root(order: Order) -> None:
     """Becomes a user that nobody is, without groups and capabilities, and without a way to get some."""
     uid = unused_uid()
+    if not mapped(uid):
+        sys.exit("refused: there is no other user here to become")
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     reveal(order.reveal)
@@ -65,6 +67,13 @@ def stop_being_root(order: Order) -> None:
     os.setresuid(uid, uid, uid)
     if os.getresuid() != (uid, uid, uid) or os.getgroups():
         sys.exit("refused: this process is still root")
+
+
+def mapped(uid: int) -> bool:
+    """Whether the user namespace that the server was started in has this user: one for a container may have root alone."""
+    with open("/proc/self/uid_map") as file:
+        ranges = [[int(field) for field in line.split()] for line in file]
+    return any(first <= uid < first + count for first, _, count in ranges)
 
 
 def unused_uid() -> int:

@@ -18,7 +18,7 @@ class Plan:
 
     namespaces: each session gets mount, PID, IPC and user namespaces of its own; without them it is confined by Landlock, and
     `work` is then the folder in which the sessions' folders are made. version: the `sys.version` to be. libraries: modules to
-    import in advance. site: folders of installed packages. readable: what Landlock lets code read. filter: the file with the
+    import in advance. site: folders of installed packages. keep: those of the interpreter's folders that lie in /tmp. readable: what Landlock lets code read. filter: the file with the
     seccomp program. memory_bytes: what a session may add to the memory of a fresh interpreter. watch_memory: the supervisor
     must see to that, as no cgroup does. cpu_s: processor time of each process. The rest are sizes and counts.
     """
@@ -29,6 +29,7 @@ class Plan:
     site: tuple[str, ...]
     readable: tuple[str, ...]
     filter: str
+    keep: tuple[str, ...]
     work: str
     memory_bytes: int
     watch_memory: bool

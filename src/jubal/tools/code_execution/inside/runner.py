@@ -47,7 +47,7 @@ def main(plan: Plan, work: str, channel: socket.socket, out: int, err: int) -> N
         os.chdir(work)
         os.umask(0o077)
         _no_way_back(plan, work, program)
-        console = _console()
+        console = _Console()
         namespace = _fresh(work)
         send(channel, {"ready": True})
     except Exception as error:  # noqa: BLE001  whatever it is, the supervisor is told and no code runs
@@ -160,12 +160,13 @@ def _no_way_back(plan: Plan, work: str, program: bytes) -> None:
 
 
 class _Console:
-    """sys.stdout and sys.stderr of each call, whatever the code before did to them."""
+    """sys.stdin, sys.stdout and sys.stderr of each call, whatever the code before did to them; `exit` closes the first."""
 
     def __init__(self) -> None:
         self.out = self.err = io.TextIOWrapper(io.BytesIO())
 
     def fresh(self) -> None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         for name, fd in (("stdout", 1), ("stderr", 2)):
             raw = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115
             text = io.TextIOWrapper(
@@ -179,11 +180,6 @@ class _Console:
         for stream in (sys.stdout, sys.stderr, self.out, self.err):
             with contextlib.suppress(Exception):
                 stream.flush()
-
-
-def _console() -> _Console:
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    return _Console()
 
 
 def _fresh(work: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ READY_S: Final = 30.0
 SEND_S: Final = 5.0
 WATCH_BUSY_S: Final = 0.05
 WATCH_IDLE_S: Final = 1.0
+FORGET_MAX: Final = 64
 DEPTH_MAX: Final = 32
 ENTRIES_MAX: Final = 5000
 NOT_RETURNED: Final = frozenset({"__pycache__"})
@@ -161,11 +162,12 @@ class Session:
         return poll
 
     def _forget(self) -> None:
-        """What the interpreter said without being asked."""
+        """What the interpreter said without being asked, as far as that ends."""
         self._buffer.clear()
         with contextlib.suppress(OSError):
-            while self._channel.recv(1 << 16):
-                pass
+            for _ in range(FORGET_MAX):
+                if not self._channel.recv(1 << 16):
+                    return
 
     def _hand_over(self, message: dict[str, Any]) -> bool:
         try:
@@ -192,6 +194,9 @@ class Session:
         if len(self._buffer) < 4:
             return None
         (length,) = struct.unpack_from("!I", self._buffer)
+        if length > FRAME_BYTES_MAX:
+            self._kill()
+            return None
         if len(self._buffer) < 4 + length:
             return None
         try:
@@ -251,7 +256,7 @@ class Session:
         pids = [name for name in os.listdir("/proc") if name.isdigit()] if self._plan.namespaces else [str(self._pid)]
         file, names = ("smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")) if exact else ("status", ("RssAnon:", "RssShmem:"))
         total = sum(_sum(f"/proc/{pid}/{file}", names) for pid in pids)
-        return total + (sum(_held(path) for path in ("/work", "/tmp", "/dev/shm")) if self._plan.namespaces else 0)  # noqa: S108
+        return total + (sum(_held(path) for path in (self._work, "/tmp", "/dev/shm")) if self._plan.namespaces else 0)  # noqa: S108
 
     # Files
 
@@ -297,9 +302,14 @@ def _walls(plan: Plan) -> None:
     """Mounts, processes and shared memory of the session's own; all that it can write is in these three file systems."""
     kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    kept = [(path, os.open(path, os.O_PATH)) for path in plan.keep]
     for path, size in ((plan.work, plan.work_bytes), ("/tmp", plan.work_bytes), ("/dev/shm", plan.shm_bytes)):  # noqa: S108
         options = f"size={size},nr_inodes={plan.inodes},mode=700"
         kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    for path, fd in kept:  # what the new /tmp hides of the interpreter
+        os.makedirs(path, exist_ok=True)
+        kernel.mount(f"/proc/self/fd/{fd}", path, None, kernel.MS_BIND | kernel.MS_REC)
+        os.close(fd)
 
 
 def _sum(file: str, names: tuple[str, ...]) -> int:
