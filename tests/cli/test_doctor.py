@@ -12,7 +12,7 @@ from jubal.cli import doctor
 from tests.cli.conftest import Cli
 from tests.server import Server, free_port
 
-CHECKS = ["python", "platform", "config", "home", "disk", "model", "store", "port", "sandbox"]
+CHECKS = ["python", "platform", "config", "home", "disk", "model", "store", "port", "sandbox", "code"]
 
 
 @pytest.fixture

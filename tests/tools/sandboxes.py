@@ -40,7 +40,7 @@ async def sandbox(limits: Limits = SMALL, kind: layout.Kind = "bubblewrap", **ho
     finally:
         mine = below(made.zygote.pid) if made.zygote is not None else set()
         await made.close()
-    await until(lambda: not mine & below())
+    await until(lambda: gone(mine))
 
 
 @asynccontextmanager
@@ -61,6 +61,15 @@ def below(pid: int | None = None) -> set[int]:
                 if process.status() != psutil.STATUS_ZOMBIE:
                     found.add(process.pid)
     return found
+
+
+def gone(pids: set[int]) -> bool:
+    """Whether none of them lives, wherever it hangs in the tree by now."""
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return False
+    return True
 
 
 async def until(true: Callable[[], bool], seconds: float = 20) -> None:

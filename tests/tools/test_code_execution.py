@@ -107,7 +107,9 @@ async def test_figures_are_saved(session: CodeSession) -> None:
 
 
 async def test_files(session: CodeSession) -> None:
-    done = await call(session, "import os\nos.mkdir('d')\nopen('d/a.csv', 'w').write('a,b')\nopen('b.bin', 'wb').write(b'\\0')")
+    done = await call(
+        session, "import os\nos.mkdir('d')\nopen('d/a.csv', 'w').write('a,b')\nopen('b.bin', 'wb').write(b'\\0')"
+    )
     assert [(file.name, file.mime, file.data) for file in done.files] == [
         ("b.bin", "application/octet-stream", b"\0"),
         ("d/a.csv", "text/csv", b"a,b"),
@@ -117,7 +119,9 @@ async def test_files(session: CodeSession) -> None:
 
 
 async def test_files_are_bounded(session: CodeSession) -> None:
-    done = await call(session, "for n in range(6): open(f'{n}.txt', 'w').write('a')\nopen('0.txt', 'w').write('a' * 300_000)")
+    done = await call(
+        session, "for n in range(6): open(f'{n}.txt', 'w').write('a')\nopen('0.txt', 'w').write('a' * 300_000)"
+    )
     assert [file.name for file in done.files] == ["1.txt", "2.txt", "3.txt", "4.txt"]
     assert "2 more files were not returned" in json.loads(done.text)["stderr"]
 

@@ -9,7 +9,6 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,16 +23,20 @@ from jubal.tools.code_execution.family import CodeExecutionFamily
 from jubal.tools.code_execution.forks import ForkSandbox, explained
 from jubal.tools.code_execution.inside import kernel, launch
 from jubal.tools.code_execution.sandbox import SandboxUnavailable
-from tests.tools.sandboxes import SMALL, below, interpreter, sandbox, until
+from tests.tools.sandboxes import SMALL, below, gone, interpreter, sandbox, until
 
-DAEMON = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)\n"
+DAEMON = (
+    "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)\n"
+)
 
 
 async def test_a_cancelled_call_leaves_nothing_running() -> None:
     async with sandbox() as made:
         async with interpreter(made) as opened:
             assert made.zygote is not None
-            await until(lambda: len(below(made.zygote.pid)) >= 6 if made.zygote else False)  # the parked one is there too
+            await until(
+                lambda: len(below(made.zygote.pid)) >= 6 if made.zygote else False
+            )  # the parked one is there too
             going = asyncio.create_task(opened.run(DAEMON + "while True: pass"))
             await until(lambda: len(below(made.zygote.pid)) >= 7 if made.zygote else False)
             going.cancel()
@@ -72,7 +75,8 @@ async def test_a_killed_zygote_is_replaced(victim: str) -> None:
         first = made.zygote.pid
         tree = below(first) | {first}
         os.kill(first if victim == "bubblewrap" else _zygote_in(tree), signal.SIGKILL)
-        await until(lambda: not tree & below())
+        await until(lambda: gone(tree))
+        await asyncio.sleep(0.05)  # for the server to hear of it
         told = json.loads((await session.call("code_execution", call)).text)
         assert told["ret"] == "42"
         assert told["stderr"].startswith("[a new interpreter")
@@ -82,7 +86,11 @@ async def test_a_killed_zygote_is_replaced(victim: str) -> None:
 
 def _zygote_in(tree: set[int]) -> int:
     """The interpreter that the others were forked from."""
-    interpreters = [one for one in map(psutil.Process, tree) if "start.py" in " ".join(one.cmdline()) and one.exe() == layout.interpreter().program]
+    interpreters = [
+        one
+        for one in map(psutil.Process, tree)
+        if "start.py" in " ".join(one.cmdline()) and one.exe() == layout.interpreter().program
+    ]
     return min(interpreters, key=lambda one: one.create_time()).pid
 
 
@@ -153,7 +161,7 @@ async def test_a_killed_server_leaves_nothing() -> None:
     try:
         assert server.stdout is not None
         assert server.stdout.readline().startswith("ready")
-        left = {process for process in psutil.Process(server.pid).children(recursive=True)}
+        left = set(psutil.Process(server.pid).children(recursive=True))
         assert len(left) > 5
     finally:
         server.kill()
@@ -175,7 +183,10 @@ async def test_the_sandbox_is_never_root() -> None:
     async with sandbox() as made:
         assert made.zygote is not None
         uids = {uid for pid in below(made.zygote.pid) | {made.zygote.pid} for uid in psutil.Process(pid).uids()}
-        groups = {tuple(Path(f"/proc/{pid}/status").read_text().split("Groups:")[1].splitlines()[0].split()) for pid in below(made.zygote.pid)}
+        groups = {
+            tuple(Path(f"/proc/{pid}/status").read_text().split("Groups:")[1].splitlines()[0].split())
+            for pid in below(made.zygote.pid)
+        }
         assert 0 not in uids
         if os.getuid() == 0:
             assert uids <= set(launch.NOBODYS_UIDS)
@@ -190,12 +201,15 @@ def _as_nobody(script: str, *, namespaces: bool = True) -> str:
     become += f"launch.stop_being_root(launch.Order((), {{}}, 3, 0, {(*python.needed, source)!r}, None))\n"
     if not namespaces:
         become += (
+            "kernel.prctl(4, 1)\n"  # dumpable again, or its own /proc is root's
             "uid = os.getuid(); kernel.unshare(kernel.CLONE_NEWUSER)\n"
             "open('/proc/self/uid_map', 'w').write(f'{uid} {uid} 1')\n"
             "open('/proc/sys/user/max_user_namespaces', 'w').write('0')\n"
         )
     become += f"os.environ['HOME'] = '/tmp'\nos.execve({python.program!r}, [{python.program!r}, '-c', {script!r}], os.environ)\n"
-    done = subprocess.run([python.program, "-c", become], capture_output=True, text=True, env=_environment(), timeout=60, cwd="/")
+    done = subprocess.run(
+        [python.program, "-c", become], capture_output=True, text=True, env=_environment(), timeout=60, cwd="/"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -204,7 +218,9 @@ def _as_nobody(script: str, *, namespaces: bool = True) -> str:
 async def test_a_server_that_is_not_root() -> None:
     async with sandbox():
         pass
-    script = SERVER.replace('await opened.run("while True: pass")', "pass").replace("print(\"ready\"", "import os; print(\"ready\", os.getuid()")
+    script = SERVER.replace('await opened.run("while True: pass")', "pass").replace(
+        'print("ready"', 'import os; print("ready", os.getuid()'
+    )
     word, own, inside = _as_nobody(script).split()
     assert word == "ready"
     assert own == inside != "0"
@@ -223,7 +239,9 @@ async def test_without_user_namespaces_it_is_refused_with_what_to_do() -> None:
 async def test_without_user_namespaces_landlock_serves_who_asked_for_it() -> None:
     if not kernel.landlock_version():
         pytest.skip("this kernel has no Landlock")
-    script = SERVER.replace("libraries=())", 'libraries=()), "landlock"').replace("if os.fork() == 0: os.setsid(); __import__('time').sleep(600)\\n", "")
+    script = SERVER.replace("libraries=())", 'libraries=()), "landlock"').replace(
+        "if os.fork() == 0: os.setsid(); __import__('time').sleep(600)\\n", ""
+    )
     script = script.replace('await opened.run("while True: pass")', "pass")
     assert _as_nobody(script, namespaces=False).startswith("ready ")
 
@@ -232,12 +250,13 @@ async def test_without_user_namespaces_landlock_serves_who_asked_for_it() -> Non
 
 
 @pytest.fixture
-def broken(tmp_path: Path) -> Iterator[Path]:
+def broken(tmp_path: Path) -> Path:
     """A bubblewrap that can't."""
+    tmp_path.chmod(0o755)
     program = tmp_path / "bwrap"
     program.write_text("#!/bin/sh\necho 'bwrap: Creating new namespace failed: Operation not permitted' >&2\nexit 1\n")
     program.chmod(0o755)
-    yield program
+    return program
 
 
 async def test_a_bubblewrap_that_fails(broken: Path) -> None:
@@ -247,7 +266,7 @@ async def test_a_bubblewrap_that_fails(broken: Path) -> None:
     await session.functions()
     try:
         for _ in range(2):
-            with pytest.raises(ToolFailed, match="Creating new namespace failed.*seccomp=unconfined.*landlock"):
+            with pytest.raises(ToolFailed, match=r"Creating new namespace failed.*seccomp=unconfined.*landlock"):
                 await session.call("code_execution", '{"code": "1"}')
         assert "Creating new namespace failed" in made.status()
         broken.write_text("#!/bin/sh\necho 'something else' >&2\nexit 1\n")
@@ -300,7 +319,11 @@ V2 = "30 29 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
         ("4:memory:/a/b\n0::/", V1, [(Path("/sys/fs/cgroup/memory/a/b"), 1)]),
         ("0::/user.slice/x", V2, [(Path("/sys/fs/cgroup/user.slice/x"), 2)]),
         ("0::/", "", []),
-        ("0::/docker/1/x", "30 29 0:26 /docker/1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw", [(Path("/sys/fs/cgroup/x"), 2)]),
+        (
+            "0::/docker/1/x",
+            "30 29 0:26 /docker/1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+            [(Path("/sys/fs/cgroup/x"), 2)],
+        ),
     ],
 )
 def test_where_cgroups_are(own: str, mounts: str, expected: list[tuple[Path, int]]) -> None:

@@ -33,7 +33,12 @@ def decide(program: bytes, arch: int, number: int, *arguments: int) -> int:
         elif code == 0x05:
             at += value
         else:
-            holds = {0x15: accumulator == value, 0x25: accumulator > value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[code]
+            holds = {
+                0x15: accumulator == value,
+                0x25: accumulator > value,
+                0x35: accumulator >= value,
+                0x45: bool(accumulator & value),
+            }[code]
             at += when if holds else unless
 
 
@@ -60,7 +65,10 @@ def test_what_is_denied(machine: str, kind: seccomp.Kind, libseccomp: Any) -> No
     there = {name: number for name, number in numbers.items() if number >= 0} | seccomp.YOUNG
     assert {name for name, number in there.items() if decide(program, arch, number) != EPERM} == set()
     others = set(range(600)) - set(there.values())
-    special = {libseccomp.resolve_syscall(arch_of(libseccomp, machine), name): name for name in ("clone", "clone3", "ioctl", "prctl")}
+    special = {
+        libseccomp.resolve_syscall(arch_of(libseccomp, machine), name): name
+        for name in ("clone", "clone3", "ioctl", "prctl")
+    }
     answers = {number: decide(program, arch, number) for number in others if number not in special}
     assert set(answers.values()) == {ALLOW}
 

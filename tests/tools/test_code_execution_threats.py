@@ -133,7 +133,9 @@ async def test_the_environment_holds_no_secret(walls: ForkSandbox) -> None:
     os.environ["JUBAL_TEST_SECRET"] = "xai-secret-of-the-server"
     try:
         async with sandbox(LIMITS) as made:
-            ran = await attack(made, "open('/proc/1/environ').read() + str(dict(os.environ)) + open('/proc/1/cmdline').read()")
+            ran = await attack(
+                made, "open('/proc/1/environ').read() + str(dict(os.environ)) + open('/proc/1/cmdline').read()"
+            )
     finally:
         del os.environ["JUBAL_TEST_SECRET"]
     assert ran.end == "done"
@@ -198,7 +200,12 @@ ENDS: list[tuple[str, str, str, int | None]] = [
     ("abort", "os.abort()", "exited", None),
     ("_exit", "os._exit(5)", "exited", 5),
     ("endless output", "while True: print('a' * 100)", "output", None),
-    ("endless output of a child", "subprocess.run(['/bin/sh', '-c', 'while :; do echo aaaaaaaa; done'])", "output", None),
+    (
+        "endless output of a child",
+        "subprocess.run(['/bin/sh', '-c', 'while :; do echo aaaaaaaa; done'])",
+        "output",
+        None,
+    ),
 ]
 
 
@@ -303,7 +310,9 @@ async def test_memory_over_many_processes_by_cgroup(code: str) -> None:
 async def test_memory_between_calls_is_watched(watched: ForkSandbox) -> None:
     async with interpreter(watched) as opened:
         await opened.run(PRELUDE)
-        ran = await opened.run("import threading\nthreading.Timer(0.2, exec, [SRC := '''" + BOMB + "''', globals()]).start()")
+        ran = await opened.run(
+            "import threading\nthreading.Timer(0.2, exec, [SRC := '''" + BOMB + "''', globals()]).start()"
+        )
         assert ran.end == "done"
         await until(lambda: not opened.alive)
 
@@ -367,7 +376,12 @@ async def test_a_forged_answer_is_only_the_forgers_own(walls: ForkSandbox) -> No
         await opened.run(PRELUDE)
         ran = await opened.run(f"m = {forged!r}.encode()\nos.write(3, struct.pack('!I', len(m)) + m)\ntime.sleep(0.5)")
         assert (ran.end, ran.ret, ran.files, ran.exit_code) == ("done", "forged", (), None)
-    for bad in ("b'\\xff' * 100", "struct.pack('!I', 3) + b'[1]'", "struct.pack('!I', 2) + b'{}'", "b'\\0\\xff\\xff\\xff' + b'a' * 20000000"):
+    for bad in (
+        "b'\\xff' * 100",
+        "struct.pack('!I', 3) + b'[1]'",
+        "struct.pack('!I', 2) + b'{}'",
+        "b'\\0\\xff\\xff\\xff' + b'a' * 20000000",
+    ):
         ran = await attack(walls, f"f = {bad}\nwhile f: f = f[os.write(3, f):]\ntime.sleep(600)")
         assert ran.end in ("exited", "lost"), bad
     assert (await attack(walls, "1")).ret == "1"
@@ -375,7 +389,9 @@ async def test_a_forged_answer_is_only_the_forgers_own(walls: ForkSandbox) -> No
 
 async def test_nothing_of_one_session_is_in_another(walls: ForkSandbox) -> None:
     marker = "marker-" + os.urandom(8).hex()
-    await attack(walls, f"kept = '{marker}'; open('/tmp/left', 'w').write(kept); open('/dev/shm/left', 'w').write(kept)")
+    await attack(
+        walls, f"kept = '{marker}'; open('/tmp/left', 'w').write(kept); open('/dev/shm/left', 'w').write(kept)"
+    )
     scan = """
 def scan(parts):
     wanted = ''.join(parts).encode()
@@ -393,9 +409,13 @@ def scan(parts):
     async with interpreter(walls) as opened:
         await opened.run(PRELUDE)
         await opened.run(scan)
-        ran = await opened.run(f"scan([{left!r}, {right!r}]) <= 3, os.listdir('/tmp'), os.listdir('/dev/shm'), os.listdir('.')")
+        ran = await opened.run(
+            f"scan([{left!r}, {right!r}]) <= 3, os.listdir('/tmp'), os.listdir('/dev/shm'), os.listdir('.')"
+        )
         assert ran.ret == "(True, [], [], [])", ran
-        control = await opened.run(f"control = ['{marker}' + str(n) for n in range(50)]\nscan([{left!r}, {right!r}]) > 40")
+        control = await opened.run(
+            f"control = ['{marker}' + str(n) for n in range(50)]\nscan([{left!r}, {right!r}]) > 40"
+        )
         assert control.ret == "True", "the scan finds what is there"
 
 

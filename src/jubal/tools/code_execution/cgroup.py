@@ -80,10 +80,12 @@ class Groups:
             (path / "memory.memsw.limit_in_bytes").write_text(str(size))
 
     def sweep(self) -> None:
-        """Removes what a killed server left. One with processes in it stays: the kernel refuses."""
-        for path in self._parent.glob(f"{PREFIX}*"):
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        """Removes what killed servers left. One with processes in it stays: the kernel refuses."""
+        for path in self._parent.glob(f"{PREFIX}*-*"):
+            server = path.name.removeprefix(PREFIX).partition("-")[0]
+            if server.isdigit() and not os.path.exists(f"/proc/{server}"):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 def find(own: str | None = None, mounts: str | None = None) -> Groups | None:
@@ -121,6 +123,8 @@ def _candidates(own: str, mounts: str) -> list[tuple[Path, int]]:
 def _own_path(own: str, version: int) -> str | None:
     for line in own.splitlines():
         number, controllers, path = line.split(":", 2)
-        if (version == 2 and number == "0" and not controllers) or (version == 1 and "memory" in controllers.split(",")):
+        if (version == 2 and number == "0" and not controllers) or (
+            version == 1 and "memory" in controllers.split(",")
+        ):
             return path
     return None

@@ -11,6 +11,8 @@ import msgspec
 from jubal.core.generation import FunctionTool
 from jubal.core.server_tools import CodeExecution, OutputFile, ToolKind
 from jubal.tools.base import ToolFailed, ToolOutput
+from jubal.tools.code_execution.forks import ForkSandbox
+from jubal.tools.code_execution.layout import Kind
 from jubal.tools.code_execution.limits import Limits
 from jubal.tools.code_execution.sandbox import Interpreter, Ran, Sandbox, SandboxUnavailable
 
@@ -68,6 +70,11 @@ class CodeExecutionFamily:
 
     async def close(self) -> None:
         await self._sandbox.close()
+
+
+def family(limits: Limits, kind: Kind = "bubblewrap") -> CodeExecutionFamily:
+    """The tool with a sandbox of this machine's. Starts nothing: the first request that brings the tool does."""
+    return CodeExecutionFamily(ForkSandbox(limits, kind), limits)
 
 
 class CodeSession:

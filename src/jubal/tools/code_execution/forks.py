@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -47,14 +47,17 @@ MENDS: Final = (
         "User namespaces are not allowed here. On a host: sysctl -w user.max_user_namespaces=15000, and where there are these "
         "switches kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0. In Docker: "
         "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined. Or accept "
-        "the weaker sandbox: [tools.code_execution] sandbox = \"landlock\".",
+        'the weaker sandbox: [tools.code_execution] sandbox = "landlock".',
     ),
     (
         "proc",
         "In Docker: --security-opt systempaths=unconfined; in Kubernetes: procMount: Unmasked. Or accept the weaker sandbox: "
-        "[tools.code_execution] sandbox = \"landlock\".",
+        '[tools.code_execution] sandbox = "landlock".',
     ),
-    ("uid map", "The user namespace can't map users; in a container, give it a range of them, or run it without `--user`."),
+    (
+        "uid map",
+        "The user namespace can't map users; in a container, give it a range of them, or run it without `--user`.",
+    ),
     ("ermission denied", "A file of the interpreter or of a library is closed to the user that the sandbox runs as."),
 )
 """What the start said, in lower case, and what helps. The first that fits."""
@@ -135,9 +138,7 @@ class ForkedInterpreter:
         self._alive = True
         self._flooded = False
         self._closing: asyncio.Task[None] | None = None
-        self._out, self._err = (
-            _Capture(fd, limits.output_bytes, self._flood, bytearray()) for fd in outputs
-        )
+        self._out, self._err = (_Capture(fd, limits.output_bytes, self._flood, bytearray()) for fd in outputs)
         self._out.start()
         self._err.start()
 
@@ -189,7 +190,7 @@ class ForkedInterpreter:
         if ran.end == "done":
             return self._with_output(ran)
         if ran.end == "exited" and self._out_of_memory():
-            ran = _changed(ran, end="memory")
+            ran = replace(ran, end="memory")
         return await self._last(ran)
 
     async def _last(self, ran: Ran) -> Ran:
@@ -199,7 +200,7 @@ class ForkedInterpreter:
         return ran
 
     def _with_output(self, ran: Ran) -> Ran:
-        return _changed(ran, stdout=self._out.take(), stderr=self._err.take())
+        return replace(ran, stdout=self._out.take(), stderr=self._err.take())
 
     def _out_of_memory(self) -> bool:
         return self._group is not None and self._group.out_of_memory()
@@ -242,12 +243,6 @@ class ForkedInterpreter:
         self._ended(gone)
         if self._group is not None:
             await self._group.remove()
-
-
-def _changed(ran: Ran, **changes: Any) -> Ran:
-    import dataclasses
-
-    return dataclasses.replace(ran, **changes)
 
 
 async def finished(task: asyncio.Task[None]) -> None:
@@ -305,7 +300,9 @@ class Zygote:
                     said = greeting.result()
             if not said:
                 await asyncio.wait({self._listener}, timeout=1 if self._gone.done() or greeting.done() else 0)
-                words = self.last_words() or (f"exit code {self._process.returncode}" if not self.alive else "no answer")
+                words = self.last_words() or (
+                    f"exit code {self._process.returncode}" if not self.alive else "no answer"
+                )
                 raise SandboxUnavailable(explained(words))
             self.ready_after_s = time.monotonic() - self.started_s
         finally:
@@ -357,19 +354,17 @@ class Zygote:
                 socket.send_fds(self._control, [b"fork"], fds)
                 return
             except BlockingIOError:  # it forks one after the other
-                writable = loop.create_future()
-                loop.add_writer(self._control, lambda done=writable: done.done() or done.set_result(None))
+                writable = asyncio.Event()
+                loop.add_writer(self._control, writable.set)
                 try:
-                    await writable
+                    await writable.wait()
                 finally:
                     loop.remove_writer(self._control)
         raise OSError(0, "the zygote does not take requests")
 
     def _closed(self, gone: bool) -> None:
         self.open_now -= 1
-        if not gone:
-            self.condemn()
-        elif self.retired and not self.open_now:
+        if not gone or (self.retired and not self.open_now):
             self.condemn()
 
     def retire(self) -> None:
@@ -555,11 +550,21 @@ class ForkSandbox:
         folder = None if bubblewrap else tempfile.mkdtemp(prefix="jubal-code-")
         try:
             plan = layout.plan(
-                self._kind, self._limits, python, folder=folder or "", watch_memory=self._groups is None and folder is None
+                self._kind,
+                self._limits,
+                python,
+                folder=folder or "",
+                watch_memory=self._groups is None and folder is None,
             )
-            argv = layout.bubblewrap_argv(bubblewrap, python, plan) if bubblewrap else layout.landlock_argv(python, plan)
+            argv = (
+                layout.bubblewrap_argv(bubblewrap, python, plan) if bubblewrap else layout.landlock_argv(python, plan)
+            )
             home = {} if bubblewrap else {**layout.ENVIRONMENT, "HOME": folder or "", "MPLCONFIGDIR": f"{folder}/mpl"}
-            reveal = (*python.needed, str(layout.HERE / "inside"), *([_binary_folder(bubblewrap)] if bubblewrap else []))
+            reveal = (
+                *python.needed,
+                str(layout.HERE / "inside"),
+                *([_binary_folder(bubblewrap)] if bubblewrap else []),
+            )
             process, control = await _launched(argv, home, reveal, folder, python)
         except BaseException:
             if folder is not None:
@@ -636,7 +641,11 @@ def _binary_folder(program: str) -> str:
 
 
 async def _launched(
-    argv: tuple[str, ...], environment: dict[str, str], reveal: tuple[str, ...], folder: str | None, python: layout.Interpreter
+    argv: tuple[str, ...],
+    environment: dict[str, str],
+    reveal: tuple[str, ...],
+    folder: str | None,
+    python: layout.Interpreter,
 ) -> tuple[asyncio.subprocess.Process, socket.socket]:
     """Raises `SandboxUnavailable`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

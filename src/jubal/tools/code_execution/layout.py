@@ -59,7 +59,9 @@ def interpreter() -> Interpreter:
     folders = [f"{base}/{name}" for base in sorted(bases) for name in ("bin", "lib", "lib64")]
     site = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     return Interpreter(
-        program, tuple(path for path in folders if os.path.isdir(path)), tuple(path for path in site if os.path.isdir(path))
+        program,
+        tuple(path for path in folders if os.path.isdir(path)),
+        tuple(path for path in site if os.path.isdir(path)),
     )
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    import pyseccomp
+    import pyseccomp  # type: ignore[import-untyped]
 
 Kind: TypeAlias = Literal["namespaces", "landlock"]
 KINDS: Final[tuple[Kind, ...]] = ("namespaces", "landlock")
 MACHINES: Final = ("x86_64", "aarch64")
 
-DENIED: Final = """
+_DENIED: Final = """
     ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd
     mount umount2 pivot_root chroot setns unshare move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr
     bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register add_key keyctl request_key
@@ -35,14 +35,16 @@ DENIED: Final = """
     msgget msgsnd msgrcv msgctl semget semop semtimedop semctl shmget shmat shmdt shmctl
     mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
     vmsplice splice tee mknod mknodat setxattr lsetxattr fsetxattr landlock_create_ruleset seccomp
-""".split()
+"""
+DENIED: Final = tuple(_DENIED.split())
 """EPERM in both. socketpair, sendto and sendmsg stay: asyncio needs them, and they reach nothing without the others."""
 
-DENIED_BY_LANDLOCK: Final = """
+_DENIED_BY_LANDLOCK: Final = """
     fork vfork execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal
     chmod fchmod fchmodat chown fchown lchown fchownat prlimit64 sched_setaffinity sched_setscheduler
     sched_setattr sched_setparam setpriority ioprio_set
-""".split()
+"""
+DENIED_BY_LANDLOCK: Final = tuple(_DENIED_BY_LANDLOCK.split())
 """EPERM where there are no namespaces: other processes are in sight there, and a second process would be in nobody's."""
 
 YOUNG: Final = {
@@ -56,7 +58,16 @@ YOUNG: Final = {
 }
 """Calls that the libraries of today's distributions have no names for; such young ones have one number on all machines. EPERM."""
 
-_CLONE_NAMESPACES: Final = (0x00000080, 0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
+_CLONE_NAMESPACES: Final = (
+    0x00000080,
+    0x00020000,
+    0x02000000,
+    0x04000000,
+    0x08000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 _CLONE_THREAD: Final = 0x00010000
 _TERMINAL_IOCTLS: Final = (0x5412, 0x541C, 0x5423)
 """TIOCSTI, TIOCLINUX, TIOCSETD: they type into a terminal, or change what it is."""
@@ -84,7 +95,7 @@ def build(machine: str, kind: Kind) -> bytes:
     if arch != pyseccomp.system_arch():
         made.add_arch(arch)
         made.remove_arch(pyseccomp.system_arch())
-    for name in DENIED + (DENIED_BY_LANDLOCK if kind == "landlock" else []):
+    for name in DENIED + (DENIED_BY_LANDLOCK if kind == "landlock" else ()):
         _deny(made, arch, name)
     _deny_arguments(made, kind)
     with tempfile.TemporaryFile() as file:
@@ -126,7 +137,9 @@ def _deny_arguments(made: pyseccomp.SyscallFilter, kind: Kind) -> None:
         made.add_rule_exactly(denied, "clone", masked(0, flag, flag))
     if kind == "landlock":
         made.add_rule_exactly(denied, "clone", masked(0, _CLONE_THREAD, 0))
-    made.add_rule_exactly(pyseccomp.ERRNO(errno.ENOSYS), "clone3")  # the C library then uses clone, whose flags are seen
+    made.add_rule_exactly(
+        pyseccomp.ERRNO(errno.ENOSYS), "clone3"
+    )  # the C library then uses clone, whose flags are seen
     for request in _TERMINAL_IOCTLS:
         made.add_rule_exactly(denied, "ioctl", masked(1, _LOW_32_BITS, request))
     made.add_rule_exactly(denied, "prctl", masked(0, _LOW_32_BITS, _PR_SET_PDEATHSIG))

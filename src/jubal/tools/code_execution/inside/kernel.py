@@ -22,7 +22,6 @@ MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
 
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_DUMPABLE: Final = 4
 _PR_SET_SECCOMP: Final = 22
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -66,7 +65,8 @@ def unshare(flags: int) -> None:
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     _check(
-        _libc().mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]), f"mount {kind} at {target}"
+        _libc().mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]),
+        f"mount {kind} at {target}",
     )
 
 
@@ -97,11 +97,6 @@ def drop_capabilities() -> None:
 
 def no_new_privileges() -> None:
     _check(prctl(_PR_SET_NO_NEW_PRIVS, 1), "prctl NO_NEW_PRIVS")
-
-
-def not_dumpable() -> None:
-    """Nobody without rights over this process may read its memory, not even its own user."""
-    _check(prctl(_PR_SET_DUMPABLE, 0), "prctl DUMPABLE")
 
 
 class _Program(ctypes.Structure):

@@ -48,7 +48,7 @@ def main(text: str) -> None:
     if os.getppid() != order.parent:
         sys.exit("the server is gone")
     os.umask(0o077)
-    os.execve(order.argv[0], order.argv, order.environment)
+    os.execve(order.argv[0], order.argv, order.environment)  # noqa: S606  the argv is ours
 
 
 def stop_being_root(order: Order) -> None:

@@ -18,9 +18,10 @@ class Plan:
 
     namespaces: each session gets mount, PID, IPC and user namespaces of its own; without them it is confined by Landlock, and
     `work` is then the folder in which the sessions' folders are made. version: the `sys.version` to be. libraries: modules to
-    import in advance. site: folders of installed packages. keep: those of the interpreter's folders that lie in /tmp. readable: what Landlock lets code read. filter: the file with the
-    seccomp program. memory_bytes: what a session may add to the memory of a fresh interpreter. watch_memory: the supervisor
-    must see to that, as no cgroup does. cpu_s: processor time of each process. The rest are sizes and counts.
+    import in advance. site: folders of installed packages. readable: what Landlock lets code read. filter: the file with the
+    seccomp program. keep: those of the interpreter's folders that lie in /tmp. memory_bytes: what a session may add to the
+    memory of a fresh interpreter. watch_memory: the supervisor must see to that, as no cgroup does. cpu_s: processor time of
+    each process. The rest are sizes and counts.
     """
 
     namespaces: bool
@@ -48,8 +49,11 @@ class Plan:
 
     @classmethod
     def loads(cls, text: str) -> Plan:
-        told = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in told.items()})
+        told: dict[str, Any] = json.loads(text)
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in told.items()
+        }
+        return cls(**fields)
 
 
 class Broken(Exception):

@@ -204,7 +204,11 @@ def execute(code: str, name: str, namespace: dict[str, Any]) -> tuple[str, str]:
     linecache.cache[name] = (len(code), None, lines, name)
     try:
         tree = ast.parse(code, name)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body[-1] if tree.body else None
+        if not isinstance(last, ast.Expr):
+            last = None
+        else:
+            tree.body.pop()
         exec(compile(tree, name, "exec"), namespace)  # noqa: S102  this is what the sandbox is for
         if last is None:
             return "", ""

@@ -1,6 +1,6 @@
 """Runs one module of this folder under its real name, without the rest of Jubal, which is not there inside the sandbox.
 
-    python -I -S -u start.py launch|zygote JSON
+python -I -S -u start.py launch|zygote JSON
 """
 
 import importlib

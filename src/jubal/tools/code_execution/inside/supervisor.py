@@ -16,7 +16,7 @@ import stat
 import struct
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Final, NoReturn
 
 from jubal.tools.code_execution.inside import kernel, runner
@@ -240,7 +240,7 @@ class Session:
     # Memory and disk
 
     def _excess(self) -> str | None:
-        """"memory" or "disk", where the session took more than it may."""
+        """ "memory" or "disk", where the session took more than it may."""
         if self._folder is not None and _disk(self._folder) > self._plan.work_bytes:
             return "disk"
         if not self._plan.watch_memory or self._memory(exact=False) <= self._memory_max:
@@ -261,7 +261,8 @@ class Session:
     # Files
 
     def _answer(self, end: str, said: dict[str, Any]) -> None:
-        files, left_out = [], 0
+        files: list[tuple[str, bytes]] = []
+        left_out = 0
         try:
             files, left_out = self._changed()
         except OSError as error:  # such as a folder that the code closed to itself
@@ -335,7 +336,7 @@ def _disk(folder: str) -> int:
     return total
 
 
-def _walk(folder: int, above: str, depth: int) -> Iterator[tuple[int, os.DirEntry[str], str]]:
+def _walk(folder: int, above: str, depth: int) -> Generator[tuple[int, os.DirEntry[str], str], None, None]:
     """(open folder, entry, path from the root) of all that is no folder. Closes the folder; follows no link.
 
     What the code closed to itself or removes meanwhile is left out; only the root raises `OSError`.

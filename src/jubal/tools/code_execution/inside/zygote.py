@@ -23,11 +23,11 @@ FDS_PER_SESSION: Final = 4
 
 def main(text: str) -> None:
     plan = Plan.loads(text)
-    control = socket.socket(fileno=CONTROL_FD)
     if os.getuid() == 0:
         sys.exit("refused: the sandbox must not run as root")
     if sys.version != plan.version:
         sys.exit(f"another Python was started: {sys.version}")
+    control = socket.socket(fileno=CONTROL_FD)
     started = time.monotonic()
     prepare(plan)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the kernel
