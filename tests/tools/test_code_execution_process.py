@@ -226,6 +226,28 @@ async def test_a_server_that_is_not_root() -> None:
     assert own == inside != "0"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give up a right of root")
+async def test_root_that_may_not_mount() -> None:
+    """As in a container: it serves, unless the interpreter is closed to the user that it becomes, and then it says so."""
+    async with sandbox():
+        pass
+    keep_all_but_mounting = (
+        "import ctypes, os, sys\nlibc = ctypes.CDLL(None)\nlibc.prctl(24, 21, 0, 0, 0)\n"
+        f"os.execv({layout.interpreter().program!r}, [{layout.interpreter().program!r}, '-c', sys.argv[1]])"
+    )
+    script = SERVER.replace('await opened.run("while True: pass")', "pass")
+    done = subprocess.run(
+        [sys.executable, "-c", keep_all_but_mounting, script],
+        capture_output=True,
+        text=True,
+        env=_environment(),
+        timeout=60,
+    )
+    closed = [path for path in layout.interpreter().needed if launch._closed_above(path)]
+    expected = "is closed to others, and this root may not mount" if closed else "ready 5"
+    assert expected in done.stdout, done
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can set up a user without that right")
 async def test_without_user_namespaces_it_is_refused_with_what_to_do() -> None:
     said = _as_nobody(SERVER, namespaces=False)
@@ -294,7 +316,9 @@ def test_every_known_complaint_is_explained() -> None:
     for words, helps in (
         ("bwrap: No permissions to create new namespace", "max_user_namespaces"),
         ("bwrap: Can't mount proc on /newroot/proc: Operation not permitted", "systempaths=unconfined"),
-        ("bwrap: setting up uid map: Permission denied", "range of them"),
+        ("bwrap: setting up uid map: Permission denied", "apparmor_restrict_unprivileged_userns"),
+        ("bwrap: loopback: Failed RTM_NEWADDR: Operation not permitted", "apparmor_restrict_unprivileged_userns"),
+        ("refused: /root is closed to others, and this root may not mount", "/usr/local"),
         ("refused: there is no other user here to become", "ordinary user"),
         ("Refused: OSError: this kernel has no Landlock", "Linux 5.13"),
     ):

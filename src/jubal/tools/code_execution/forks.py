@@ -36,6 +36,16 @@ FLOOD_FACTOR: Final = 16
 STDERR_BYTES: Final = 4096
 READ_BYTES: Final = 64 << 10
 
+_NAMESPACES: Final = (
+    "User namespaces are not allowed here. On a host: sysctl -w user.max_user_namespaces=15000, and where there are these "
+    "switches kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0. In Docker: "
+    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined. Or accept "
+    'the weaker sandbox: [tools.code_execution] sandbox = "landlock".'
+)
+_PROC: Final = (
+    "In Docker: --security-opt systempaths=unconfined; in Kubernetes: procMount: Unmasked. Or accept the weaker sandbox: "
+    '[tools.code_execution] sandbox = "landlock".'
+)
 MENDS: Final = (
     (
         "no other user",
@@ -43,21 +53,15 @@ MENDS: Final = (
     ),
     ("no landlock", "Use a kernel with Landlock (Linux 5.13 or newer, named in its `lsm=` list), or bubblewrap."),
     (
-        "namespace",
-        "User namespaces are not allowed here. On a host: sysctl -w user.max_user_namespaces=15000, and where there are these "
-        "switches kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0. In Docker: "
-        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined. Or accept "
-        'the weaker sandbox: [tools.code_execution] sandbox = "landlock".',
+        "closed to others",
+        "Install Python and Jubal where every user can read them, such as /usr/local or /opt, or run the server as the user that "
+        "owns them.",
     ),
-    (
-        "proc",
-        "In Docker: --security-opt systempaths=unconfined; in Kubernetes: procMount: Unmasked. Or accept the weaker sandbox: "
-        '[tools.code_execution] sandbox = "landlock".',
-    ),
-    (
-        "uid map",
-        "The user namespace can't map users; in a container, give it a range of them, or run it without `--user`.",
-    ),
+    ("namespace", _NAMESPACES),
+    ("loopback", _NAMESPACES),
+    ("uid map", _NAMESPACES),
+    ("mount proc", _PROC),
+    ("no /proc", _PROC),
     ("ermission denied", "A file of the interpreter or of a library is closed to the user that the sandbox runs as."),
 )
 """What the start said, in lower case, and what helps. The first that fits."""

@@ -56,8 +56,6 @@ def stop_being_root(order: Order) -> None:
     uid = unused_uid()
     if not mapped(uid):
         sys.exit("refused: there is no other user here to become")
-    kernel.unshare(kernel.CLONE_NEWNS)
-    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     reveal(order.reveal)
     if order.folder is not None:
         os.chown(order.folder, uid, uid)
@@ -104,6 +102,13 @@ def reveal(paths: tuple[str, ...]) -> None:
     itself elsewhere may load another's library.
     """
     closed = {path: top for path in paths if (top := _closed_above(path)) is not None}
+    if not closed:
+        return  # and no right to mount is needed, which root in a container has not
+    try:
+        kernel.unshare(kernel.CLONE_NEWNS)
+    except OSError:
+        sys.exit(f"refused: {min(closed.values())} is closed to others, and this root may not mount")
+    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     opened = {path: os.open(path, os.O_PATH) for path in closed if not _within(path, closed)}
     for top in sorted(set(closed.values())):
         kernel.mount("tmpfs", top, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=1m")
