@@ -26,6 +26,8 @@ from jubal.tools.code_execution.inside.plan import Broken, Plan, receive, send
 STACK_BYTES: Final = 8 << 20
 CHANNEL_FD: Final = 3
 FIGURES_MAX: Final = 20
+FRAMES_MAX: Final = 100
+"""Of a traceback, the innermost: hundreds of thousands are possible, and take minutes to format."""
 
 
 def main(plan: Plan, work: str, channel: socket.socket, out: int, err: int) -> NoReturn:
@@ -230,7 +232,7 @@ def _traceback(error: BaseException) -> str:
             frames = frames.tb_next
         if isinstance(error, SyntaxError) and str(error.filename).startswith("<call "):
             frames = None  # the parser's own are of no use
-        return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+        return "".join(traceback.format_exception(type(error), error, frames, limit=-FRAMES_MAX)).rstrip()
     except BaseException:  # noqa: BLE001  such as MemoryError once more
         return f"{type(error).__name__} (its traceback can't be shown)"
 
