@@ -6,8 +6,10 @@ always be 50 of 50, as decoding is constrained; the others are the model's own s
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import time
 from typing import Any
 
 import engine
@@ -120,3 +122,59 @@ def run(quick: bool) -> str:
             rows.append([f"`{choice}`", str(len(chosen)), str(called), str(right), f"{good} of {called}"])
     head = ["tool_choice", "cases", "answered with a call", "right function", "valid arguments"]
     return "SmolLM2-135M, prompted tools with constrained decoding, temperature 0.\n\n" + table(head, rows)
+
+
+def sandbox(quick: bool) -> str:
+    """The table of code execution: a cold start, a session's first call and later calls, as the tool's caller waits for them."""
+    rows = asyncio.run(sandbox_rows(20 if quick else 100))
+    head = [
+        "interpreter",
+        "memory bound",
+        "cold start, s",
+        "first call p50 / p90, ms",
+        "later call p50 / p90, ms",
+        "close p50, ms",
+    ]
+    return table(head, rows)
+
+
+async def sandbox_rows(rounds: int) -> list[list[str]]:
+    from jubal.tools.code_execution import cgroup
+    from jubal.tools.code_execution.forks import ForkSandbox
+    from jubal.tools.code_execution.limits import LIBRARIES, Limits
+
+    rows = []
+    for name, libraries in (("with libraries", LIBRARIES), ("bare", ())):
+        for bound, groups in (("cgroup", cgroup.find), ("watchdog", lambda: None)):
+            if bound == "cgroup" and groups() is None:
+                continue
+            made = ForkSandbox(Limits(libraries=libraries), groups=groups)
+            try:
+                began = time.perf_counter()
+                await made.check()
+                cold_s = time.perf_counter() - began
+                times = [await one_session(made) for _ in range(rounds)]
+            finally:
+                await made.close()
+            first, later, close = (sorted(column) for column in zip(*times, strict=True))
+            rows.append([name, bound, f"{cold_s:.2f}", spread(first), spread(later), spread(close).split(" / ")[0]])
+    return rows
+
+
+async def one_session(made: Any) -> tuple[float, float, float]:
+    """ms of open and first call, of a second call, and of the end. A pause after it, as requests leave between their tools."""
+    began = time.perf_counter()
+    opened = await made.open()
+    await opened.run("print(1)")
+    first = time.perf_counter()
+    await opened.run("print(2)")
+    later = time.perf_counter()
+    await opened.close()
+    closed = time.perf_counter()
+    await asyncio.sleep(0.1)
+    return (first - began) * 1000, (later - first) * 1000, (closed - later) * 1000
+
+
+def spread(ordered: list[float]) -> str:
+    """p50 / p90."""
+    return f"{ordered[len(ordered) // 2]:.1f} / {ordered[len(ordered) * 9 // 10]:.1f}"

@@ -63,8 +63,13 @@ provider = "archive"
 path = "posts.jsonl"
 [tools.code_execution]
 enabled = false
+sandbox = "landlock"
 timeout_s = 10
 memory_mb = 256
+sessions_max = 4
+output_kb = 32
+files_max = 4
+files_mb = 8
 [tiers.beta]
 monthly_credit_usd = 25
 rpm = 60

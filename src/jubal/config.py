@@ -132,11 +132,20 @@ class XSearch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class CodeExecution(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[tools.code_execution]"""
+    """[tools.code_execution]. timeout_s: of one call. memory_mb: of one session. sessions_max: sessions at a time.
+
+    sandbox: landlock is the weaker fallback for machines without user namespaces. output_kb: of stdout and of stderr, each.
+    files_max, files_mb: files that one call gives back.
+    """
 
     enabled: bool = True
-    timeout_s: Annotated[float, Meta(gt=0)] = 60
-    memory_mb: Positive = 512
+    sandbox: Literal["bubblewrap", "landlock"] = "bubblewrap"
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 60
+    memory_mb: Annotated[int, Meta(ge=64)] = 512
+    sessions_max: Positive = 16
+    output_kb: Positive = 64
+    files_max: Annotated[int, Meta(ge=0)] = 16
+    files_mb: Annotated[int, Meta(ge=0, le=64)] = 16
 
 
 class Tools(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,7 +12,7 @@ from jubal.cli import doctor
 from tests.cli.conftest import Cli
 from tests.server import Server, free_port
 
-CHECKS = ["python", "platform", "config", "home", "disk", "model", "store", "port", "sandbox"]
+CHECKS = ["python", "platform", "config", "home", "disk", "model", "store", "port", "sandbox", "code"]
 
 
 @pytest.fixture
@@ -129,3 +129,12 @@ def test_disk(tmp_path: Path) -> None:
 
 def test_a_port_that_may_be_any() -> None:
     assert doctor.check_port(config.Server(port=0)).status == "ok"
+
+
+def test_code_execution_is_run_for_real_or_said_to_be_off() -> None:
+    found = doctor.check_code_execution(config.CodeExecution())
+    assert found.status in ("ok", "warn")
+    assert (found.status == "warn") == bool(found.mend)
+    if found.status == "ok":
+        assert found.detail.startswith("bubblewrap: ready, 0 of 16 interpreters in use")
+    assert "switched off" in doctor.check_code_execution(config.CodeExecution(enabled=False)).detail

@@ -99,6 +99,7 @@ def _findings(config_file: Path | None, full: bool) -> Iterator[Finding]:
     yield check_store(settings)
     yield check_port(settings.server)
     yield check_sandbox()
+    yield check_code_execution(settings.tools.code_execution)
 
 
 def _view(finding: Finding) -> dict[str, str]:
@@ -405,6 +406,41 @@ def check_sandbox(
             "install bubblewrap with your system's packages",
         )
     return Finding("sandbox", "ok", f"user namespaces work, bubblewrap at {bwrap}")
+
+
+def check_code_execution(wanted: config.CodeExecution) -> Finding:
+    """One real run, with none of the libraries loaded; these are only looked for."""
+    import asyncio
+
+    from jubal.tools.code_execution.limits import LIBRARIES
+
+    if not wanted.enabled:
+        return Finding("code", "ok", "switched off: tools.code_execution.enabled is false")
+    problem, status = asyncio.run(_run_code(wanted))
+    if problem is not None:
+        what, _, mend = problem.partition(". ")
+        return Finding("code", "warn", what, mend or "see docs/howto/code_execution.md; nothing else needs it")
+    missing = sorted({name.partition(".")[0] for name in LIBRARIES if util.find_spec(name.partition(".")[0]) is None})
+    if missing:
+        return Finding("code", "warn", f"{status}; not installed: {', '.join(missing)}", "reinstall Jubal")
+    return Finding("code", "ok", status)
+
+
+async def _run_code(wanted: config.CodeExecution) -> tuple[str | None, str]:
+    """Why no code can be run, if so, and what the sandbox says of itself."""
+    from jubal.tools.code_execution.forks import ForkSandbox
+    from jubal.tools.code_execution.limits import Limits
+    from jubal.tools.code_execution.sandbox import SandboxUnavailable
+
+    sandbox = ForkSandbox(Limits(libraries=(), memory_mb=wanted.memory_mb), wanted.sandbox)
+    try:
+        await sandbox.check()
+    except SandboxUnavailable as error:
+        return str(error), ""
+    else:
+        return None, sandbox.status()
+    finally:
+        await sandbox.close()
 
 
 def _bwrap() -> str | None:
