@@ -21,7 +21,7 @@ from jubal.accounts import usage
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
-from jubal.agent.toolbox import Toolbox
+from jubal.agent.toolbox import ToolBounds, Toolbox
 from jubal.core.model import Catalogue
 from jubal.core.server_tools import ToolKind
 from jubal.engines.base import Engine
@@ -160,14 +160,34 @@ def make_embedder(
     raise config.ConfigError(f"engines.{name}: an engine of kind `{engine.kind}` makes no embeddings.")
 
 
+TOOL_GRACE_S: Final = 45.0
+"""On top of a tool's own time: for an interpreter that has to start, or to become free."""
+
+
 def make_toolbox(settings: config.Settings) -> Toolbox:
     """The server tools of these settings. Nothing is started, and no library of theirs is loaded, before the first use."""
     from jubal.tools.mcp import McpTools
     from jubal.web.guard import AllowList, Guard
 
-    families: dict[ToolKind, ToolFamily[Any]] = {}
-    families["mcp"] = McpTools(Guard(AllowList(settings.private_hosts)))
-    return Toolbox(families)
+    families: dict[ToolKind, ToolFamily[Any]] = {"mcp": McpTools(Guard(AllowList(settings.private_hosts)))}
+    if settings.tools.code_execution.enabled:
+        families["code_execution"] = make_code_execution(settings.tools.code_execution)
+    return Toolbox(families, ToolBounds(call_s=settings.tools.code_execution.timeout_s + TOOL_GRACE_S))
+
+
+def make_code_execution(wanted: config.CodeExecution) -> ToolFamily[Any]:
+    from jubal.tools.code_execution.family import family
+    from jubal.tools.code_execution.limits import Limits
+
+    limits = Limits(
+        timeout_s=wanted.timeout_s,
+        memory_mb=wanted.memory_mb,
+        sessions_max=wanted.sessions_max,
+        output_bytes=wanted.output_kb << 10,
+        files_max=wanted.files_max,
+        files_bytes=wanted.files_mb << 20,
+    )
+    return family(limits, wanted.sandbox)
 
 
 def api_key(name: str, engine: config.Engine) -> str | None:
