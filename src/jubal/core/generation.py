@@ -76,12 +76,14 @@ class FunctionTool:
     """A function that the caller runs. parameters: a JSON Schema as JSON text, its root an object; None: no parameters.
 
     strict is the caller's wish that arguments follow the schema to the letter; Jubal always tries (xai-api.md 10.1).
+    where: what the request calls `parameters`, for errors; None: the caller has not written them (a server tool's).
     """
 
     name: str
     description: str = ""
     parameters: str | None = None
     strict: bool = False
+    where: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,14 @@ NO_TOOLS = Tools()
 
 @dataclass(frozen=True, slots=True)
 class JsonOutput:
-    """The answer must be a JSON object; schema: that follows this JSON Schema, as JSON text. name: the caller's for it."""
+    """The answer must be a JSON object; schema: that follows this JSON Schema, as JSON text. name: the caller's for it.
+
+    where: what the request calls the schema, for errors.
+    """
 
     schema: str | None = None
     name: str = ""
+    where: str = field(default="response_format", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

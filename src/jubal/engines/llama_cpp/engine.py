@@ -31,6 +31,7 @@ from jubal.engines.llama_cpp.memory import MIB, ModelMemory, Size
 from jubal.engines.llama_cpp.messages import prepared, single
 from jubal.engines.llama_cpp.process import Heard, Process
 from jubal.engines.llama_cpp.scheduler import Policy
+from jubal.engines.llama_cpp.schema import BUILT_IN, GUIDED, Guide, demand, with_known_schemas
 from jubal.engines.llama_cpp.tokens import count_of_tokens, tokenize_body, tokens_of_llama
 from jubal.engines.openai_compat import ChatDecoder, chat_body, stream_chat
 from jubal.engines.openai_text import TextDecoder, text_body
@@ -141,6 +142,7 @@ class LlamaEngine:
         self._identity = Identity(model, context or (EMBEDDING_CONTEXT_MAX if embedding else CONTEXT_MAX))
         self._template_tools = self._identity.profile.template_tools or False
         self._template_thinks = False
+        self._guide = Guide()
         self._learned_of = 0
         self._process: Process | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -257,7 +259,10 @@ class LlamaEngine:
     def weights(self, model: str) -> Weights:
         """Before the first start of an unknown file the fingerprint is one of its name only, and the context a guess."""
         known = self._identity
-        return Weights(known.file_name, known.fingerprint, known.context, self._input, tools=True, json=True)
+        schema = BUILT_IN if self._guide.works is False or self._template_thinks else GUIDED
+        return Weights(
+            known.file_name, known.fingerprint, known.context, self._input, tools=True, json=True, schema=schema
+        )
 
     def _problem(self) -> str | None:
         for file in (self._model, self._mmproj):
@@ -327,7 +332,7 @@ class LlamaEngine:
         life = await process.ready(timeout_s)
         if life != self._learned_of:
             await self._learn(session)
-            self._learned_of = life
+            self._learned_of, self._guide = life, Guide()
         await self._identity.wait()
         return session, process, life
 
@@ -375,7 +380,7 @@ class LlamaEngine:
             return self._choices(turn)
         if not turn.tools.wanted:
             return self._choices(replace(turn, tools=NO_TOOLS))
-        return stream_prompted(turn, self._choices)
+        return stream_prompted(with_known_schemas(turn), self._choices)
 
     def _choices(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         """llama.cpp can make several choices itself, but reports the tokens of one only."""
@@ -394,12 +399,12 @@ class LlamaEngine:
         extra = self._extra
         if self._template_thinks and turn.reasoning is not None:
             extra = {**extra, "chat_template_kwargs": {"enable_thinking": turn.reasoning != "none"}}
-        body = chat_body(turn, extra=extra) if turn.prompt is None else text_body(turn, extra=self._extra)
         async with self._places:
             for last_try in (False, True):
                 session, process, life = await self._ready(self._timeout_s)
                 begun = False
                 try:
+                    body = await self._body(session, turn, extra)
                     async with aclosing(self._request(session, process, body, raw=turn.prompt is not None)) as events:
                         async for event in events:
                             begun = True
@@ -412,6 +417,22 @@ class LlamaEngine:
                 except (EngineUnavailable, EngineBroken):
                     if begun or last_try or not await process.over(life, LIFE_NEWS_S):
                         raise
+
+    async def _body(self, session: aiohttp.ClientSession, turn: Generation, extra: Mapping[str, object]) -> bytes:
+        """Raises `BadRequest` for a schema that llama.cpp would not obey."""
+        if turn.prompt is not None:
+            return text_body(turn, extra=extra)
+        if turn.output is None:
+            return chat_body(turn, extra=extra)
+        if self._template_thinks:  # a grammar would forbid the thinking, too
+            demand(turn.output, BUILT_IN)
+            return chat_body(turn, extra=extra)
+        held = await self._guide.fields(session, URL, turn.output)
+        return (
+            chat_body(turn, extra=extra)
+            if held is None
+            else chat_body(replace(turn, output=None), extra={**extra, **held})
+        )
 
     async def _request(
         self, session: aiohttp.ClientSession, process: Process, body: bytes, *, raw: bool
