@@ -50,7 +50,7 @@ class Room(BaseModel):
 
 class Tree(BaseModel):
     value: Literal["a", "b"]
-    children: Annotated[list["Tree"], Field(max_length=2)]
+    children: Annotated[list[Tree], Field(max_length=2)]
 
 
 class SetHeat(BaseModel):
@@ -149,7 +149,10 @@ def test_what_is_not_obeyed_is_refused_before_any_work(client: openai.OpenAI, re
                 {"type": "function", "function": {"name": "ok", "parameters": {"type": "object"}}},
                 {
                     "type": "function",
-                    "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"not": {"const": 1}}}}},
+                    "function": {
+                        "name": "f",
+                        "parameters": {"type": "object", "properties": {"a": {"not": {"const": 1}}}},
+                    },
                 },
             ],
         )

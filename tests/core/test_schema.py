@@ -222,7 +222,7 @@ def test_relaxed_allows_more_where_it_must() -> None:
 
 
 def test_one_of_a_set_alone() -> None:
-    support = Support(frozenset({"anyOf", "enum"}), frozenset(), alone=frozenset({"anyOf", "enum"}))
+    support = Support(frozenset({"anyOf", "enum"}), frozenset(), alone={"anyOf": "anyOf", "enum": "enum"})
     check_support({"anyOf": [{"enum": [1]}]}, support, WHERE)
     with pytest.raises(BadRequest, match="beside") as caught:
         check_support({"anyOf": [{}], "enum": [1]}, support, WHERE)

@@ -159,6 +159,10 @@ class Bounds:
     turns_max: int = TURNS_MAX
 
 
+Prompt: TypeAlias = str | tuple[int, ...]
+"""Text to go on from, or the ids of its tokens in the vocabulary of the engine's model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One request. `model` is the name the engine must use: serving/ resolves what the caller wrote.
@@ -168,7 +172,8 @@ class Generation:
     user: the caller's opaque id of its end user.
     cache_key: requests with the same key share a prompt prefix (xai-api.md 22), a hint for placement.
     reasoning: how much to think before the answer, as a budget; None: the model's own habit.
-    prompt: text to go on from as it stands, without a chat template; then messages are empty. None: answer the messages.
+    prompts: each to go on from as it stands, without a chat template; then messages are empty. Empty: answer the messages.
+    suffix: what comes after the text that is wanted; None: nothing, or unknown.
     inline_citations: sources are cited in the text, as `[[1]](url)`.
     output: None for text. logprobs: tell each token's probability and that of so many likely others, 0..20; None: don't.
     """
@@ -185,8 +190,15 @@ class Generation:
     output: JsonOutput | None = None
     logprobs: int | None = None
     reasoning: Effort | None = None
-    prompt: str | None = None
+    prompts: tuple[Prompt, ...] = ()
+    suffix: str | None = None
+
     inline_citations: bool = False
+
+    @property
+    def answers(self) -> int:
+        """Answers in all: choice c of prompt p is answer p * choices + c."""
+        return self.choices * max(1, len(self.prompts))
 
 
 def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:

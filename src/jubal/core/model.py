@@ -19,6 +19,7 @@ class Weights:
     fingerprint: `fp_` and ten hex digits, the same for the same weights. input: "text", and "image" where it can see.
     tools: can call functions. json: can be held to JSON and to a JSON Schema. schema: what of a JSON Schema it obeys; None: it
     decides itself, and says so.
+    token_prompts: takes prompts as token ids. fill: can write what comes before a given suffix.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Weights:
     tools: bool = False
     json: bool = False
     schema: Support | None = None
+    token_prompts: bool = False
+    fill: bool = False
 
 
 @dataclass(frozen=True, slots=True)

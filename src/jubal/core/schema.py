@@ -75,14 +75,14 @@ class Support:
     """What an engine can hold an answer to.
 
     keywords: of `RESTRICTING`, those that it obeys. formats: values of `format` that it obeys. patterns: further formats that it
-    obeys when they are written as `pattern`. alone: of these keywords it obeys one in a schema, and no other of the same set.
+    obeys when they are written as `pattern`. alone: keywords of which it obeys those of one group in a schema, and no others.
     not_in_patterns: pieces of a regular expression, such as `(?=`, that it does not take, outside of classes of characters.
     """
 
     keywords: frozenset[str]
     formats: frozenset[str]
     patterns: Mapping[str, str] = field(default_factory=lambda: _NO_WORDS)
-    alone: frozenset[str] = frozenset()
+    alone: Mapping[str, str] = field(default_factory=lambda: _NO_WORDS)
     not_in_patterns: frozenset[str] = frozenset()
 
 
@@ -317,11 +317,16 @@ def check_support(schema: Schema, support: Support, where: str) -> None:
                 if keyword in support.keywords or keyword == "format":
                     what += f": {_quoted(value)}"
                 raise _unsupported(f"{place.where}.{keyword}", what)
-        together = [keyword for keyword in place.schema if keyword in support.alone]
-        if len(together) > 1:
-            raise _unsupported(f"{place.where}.{together[1]}", f"`{together[1]}` beside `{together[0]}`")
+        _check_alone(place, support)
         if place.schema.get("format") in support.patterns and "pattern" in place.schema:
             raise _unsupported(f"{place.where}.format", "this `format` beside `pattern`")
+
+
+def _check_alone(place: _Place, support: Support) -> None:
+    first = next((keyword for keyword in place.schema if keyword in support.alone), None)
+    for keyword in place.schema:
+        if first is not None and support.alone.get(keyword, support.alone[first]) != support.alone[first]:
+            raise _unsupported(f"{place.where}.{keyword}", f"`{keyword}` beside `{first}`")
 
 
 def _obeyed(keyword: str, value: object, support: Support) -> bool:

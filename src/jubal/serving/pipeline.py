@@ -263,6 +263,10 @@ class Pipeline:
             )
         if generation.output is not None and not weights.json:
             raise refuse("can't be held to JSON", "response_format", "response_format_not_supported")
+        if generation.suffix is not None and not weights.fill:
+            raise refuse("fills in no text before a suffix", "suffix", "suffix_not_supported")
+        if not weights.token_prompts and not all(isinstance(prompt, str) for prompt in generation.prompts):
+            raise refuse("takes no token ids", "prompt", "token_prompts_not_supported")
         _check_schemas(weights.schema, generation)
         if "image" in model.input and "image" in weights.input:
             return

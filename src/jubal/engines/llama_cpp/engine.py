@@ -261,7 +261,14 @@ class LlamaEngine:
         known = self._identity
         schema = BUILT_IN if self._guide.works is False or self._template_thinks else GUIDED
         return Weights(
-            known.file_name, known.fingerprint, known.context, self._input, tools=True, json=True, schema=schema
+            known.file_name,
+            known.fingerprint,
+            known.context,
+            self._input,
+            tools=True,
+            json=True,
+            schema=schema,
+            token_prompts=True,
         )
 
     def _problem(self) -> str | None:
@@ -384,13 +391,13 @@ class LlamaEngine:
 
     def _choices(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         """llama.cpp can make several choices itself, but reports the tokens of one only."""
-        if turn.choices == 1:
+        if turn.answers == 1:
             return self._reasoned(single(turn, 0))
-        return merge_choices([self._reasoned(single(turn, index)) for index in range(turn.choices)])
+        return merge_choices([self._reasoned(single(turn, index)) for index in range(turn.answers)], turn.choices)
 
     def _reasoned(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         """A model whose template knows no thinking is asked for notes first."""
-        if turn.prompt is not None or turn.reasoning in (None, "none") or self._template_thinks:
+        if turn.prompts or turn.reasoning in (None, "none") or self._template_thinks:
             return self._choice(turn)
         return stream_thinking(turn, self._choice)
 
@@ -405,7 +412,7 @@ class LlamaEngine:
                 begun = False
                 try:
                     body = await self._body(session, turn, extra)
-                    async with aclosing(self._request(session, process, body, raw=turn.prompt is not None)) as events:
+                    async with aclosing(self._request(session, process, body, raw=bool(turn.prompts))) as events:
                         async for event in events:
                             begun = True
                             yield event
@@ -420,7 +427,7 @@ class LlamaEngine:
 
     async def _body(self, session: aiohttp.ClientSession, turn: Generation, extra: Mapping[str, object]) -> bytes:
         """Raises `BadRequest` for a schema that llama.cpp would not obey."""
-        if turn.prompt is not None:
+        if turn.prompts:
             return text_body(turn, extra=extra)
         if turn.output is None:
             return chat_body(turn, extra=extra)

@@ -44,7 +44,11 @@ BUILT_IN: Final = Support(
         "items", "minItems", "maxItems", "minLength", "maxLength", "pattern",
     }),
     formats=frozenset({"date-time", "date", "time", "uuid"}),
-    alone=frozenset({"enum", "const", "anyOf", "oneOf", "$ref", "pattern", "format", "minLength"}),
+    alone={
+        **{word: word for word in ("enum", "const", "anyOf", "oneOf", "$ref", "pattern", "format")},
+        "minLength": "length",
+        "maxLength": "length",
+    },
     not_in_patterns=IRREGULAR | _ESCAPED_IN_JSON,
 )  # fmt: skip
 """llama.cpp's own converter, for a build without llguidance and for templates that think before they answer."""
