@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_a_template_with_tools_gets_them_as_they_are() -> None:
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, -(2**63), SEED_BITS, SEED_BITS - 1])
 def test_every_seed_is_one_that_llama_cpp_keeps(seed: int) -> None:
-    asked = turn(says("user", "Hi"), sampling=Sampling(seed=seed), choices=3)
+    asked = replace(turn(says("user", "Hi"), sampling=Sampling(seed=seed)), choices=3)
     made = [single(asked, choice).sampling.seed for choice in range(3)]
     assert len(set(made)) == 3
     assert all(one is not None and 0 <= one < SEED_BITS for one in made)

@@ -288,7 +288,7 @@ class Pipeline:
         if tokens > window:
             raise ContextTooLong(
                 f"The prompt has {tokens} tokens; this model's context window holds {window}.",
-                param="messages" if turn.prompt is None else "prompt",
+                param="prompt" if turn.prompts else "messages",
                 code="context_length_exceeded",
             )
 

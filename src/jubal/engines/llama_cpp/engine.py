@@ -20,7 +20,7 @@ import msgspec
 
 from jubal.core.errors import BadRequest, EngineBroken, EngineTimeout, EngineUnavailable
 from jubal.core.events import EngineEvent
-from jubal.core.generation import NO_TOOLS, Generation, ImagePart
+from jubal.core.generation import NO_TOOLS, Generation, ImagePart, Prompt
 from jubal.core.tokens import Token
 from jubal.engines import weights
 from jubal.engines.base import EngineStatus, Weights
@@ -466,12 +466,17 @@ class LlamaEngine:
             turn = prepared(turn, self._identity.profile, template_tools=self._template_tools)
             if turn.tools.wanted and not self._template_tools:
                 turn = worded(turn)
-            text = turn.prompt
-            if text is None:
+            prompts = turn.prompts
+            if not prompts:
                 rendered = await ask_tokens(session, "/apply-template", chat_body(turn))
-                text = msgspec.json.decode(rendered, type=_Rendered).prompt
-            body = tokenize_body(text, special=True, pieces=False)
-            return count_of_tokens(await ask_tokens(session, "/tokenize", body))
+                prompts = (msgspec.json.decode(rendered, type=_Rendered).prompt,)
+            return max([await _count(session, prompt) for prompt in prompts])
+
+
+async def _count(session: aiohttp.ClientSession, prompt: Prompt) -> int:
+    if not isinstance(prompt, str):
+        return len(prompt)
+    return count_of_tokens(await ask_tokens(session, "/tokenize", tokenize_body(prompt, special=True, pieces=False)))
 
 
 async def ask_tokens(session: aiohttp.ClientSession, path: str, body: bytes) -> bytes:
