@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_a_template_with_tools_gets_them_as_they_are() -> None:
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, -(2**63), SEED_BITS, SEED_BITS - 1])
 def test_every_seed_is_one_that_llama_cpp_keeps(seed: int) -> None:
-    asked = turn(says("user", "Hi"), sampling=Sampling(seed=seed))
+    asked = replace(turn(says("user", "Hi"), sampling=Sampling(seed=seed)), choices=3)
     made = [single(asked, choice).sampling.seed for choice in range(3)]
     assert len(set(made)) == 3
     assert all(one is not None and 0 <= one < SEED_BITS for one in made)
@@ -123,6 +124,14 @@ def test_one_choice_of_a_turn() -> None:
     assert single(asked, 2).choices == 1
     assert single(asked, 2).live, "llama.cpp sees a closed connection only while it streams"
     assert single(asked, 2).sampling.seed is None
+
+
+def test_one_answer_of_several_prompts() -> None:
+    asked = Generation("m", (), Sampling(seed=7), choices=2, prompts=("a", (1, 2), "c"))
+    made = [single(asked, answer) for answer in range(asked.answers)]
+    assert [(one.prompts, one.choices, one.sampling.seed) for one in made] == [
+        (("a",), 1, 7), (("a",), 1, 8), (((1, 2),), 1, 7), (((1, 2),), 1, 8), (("c",), 1, 7), (("c",), 1, 8),
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- choices
@@ -164,7 +173,7 @@ async def test_choices_are_merged_and_counted() -> None:
             ended("tool_calls", 5, 9, 4),
         ],
     )
-    events = [event async for event in merge_choices(scripted.turns)]
+    events = [event async for event in merge_choices(scripted.turns, len(scripted.turns))]
     checker = Checker(TURN, choices=2)
     for event in events:
         checker.see(event)
@@ -180,10 +189,25 @@ async def test_choices_are_merged_and_counted() -> None:
     assert scripted.closed == 2
 
 
+async def test_each_of_several_prompts_counts_once() -> None:
+    """Also while it goes on: one that is cut pays for the prompts that were read."""
+    scripted = Scripted(
+        [TextDelta("a"), UsageSoFar(Usage(5, 1, 2)), ended(prompt=5, completion=3, cached=2)],
+        [TextDelta("b"), UsageSoFar(Usage(5, 1, 4)), ended(prompt=5, completion=1, cached=4)],
+        [TextDelta("c"), UsageSoFar(Usage(70, 1, 0)), ended(prompt=70, completion=2, cached=0)],
+        [TextDelta("d"), UsageSoFar(Usage(70, 1, 69)), ended(prompt=70, completion=2, cached=69)],
+    )
+    events = [event async for event in merge_choices(scripted.turns, 2)]
+    assert events[-1] == TurnEnded(("stop",) * 4, Usage(75, 8, 2))
+    so_far = [event.usage for event in events if isinstance(event, UsageSoFar)]
+    assert len(so_far) == 2
+    assert so_far[-1].prompt == 75
+
+
 async def test_one_choice_that_fails_ends_all() -> None:
     scripted = Scripted([TextDelta("a"), None], [EngineBroken("it died")])
     with pytest.raises(EngineBroken, match="it died"):
-        async with aclosing(merge_choices(scripted.turns)) as events:
+        async with aclosing(merge_choices(scripted.turns, len(scripted.turns))) as events:
             async for _ in events:
                 pass
     assert scripted.closed == 2
@@ -191,7 +215,7 @@ async def test_one_choice_that_fails_ends_all() -> None:
 
 async def test_closing_closes_every_choice_before_it_returns() -> None:
     scripted = Scripted(*([TextDelta("a"), None] for _ in range(5)))
-    events = merge_choices(scripted.turns)
+    events = merge_choices(scripted.turns, len(scripted.turns))
     for _ in range(5):
         await anext(events)
     await events.aclose()
@@ -200,7 +224,7 @@ async def test_closing_closes_every_choice_before_it_returns() -> None:
 
 async def test_a_slow_reader_holds_the_engine_back() -> None:
     scripted = Scripted([TextDelta("a") for _ in range(1000)])
-    events = merge_choices(scripted.turns)
+    events = merge_choices(scripted.turns, len(scripted.turns))
     await anext(events)
     await asyncio.sleep(0.05)
     await events.aclose()

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from jubal.core.errors import ContextTooLong, EngineBroken, EngineUnavailable
+from jubal.core.errors import BadRequest, ContextTooLong, EngineBroken, EngineUnavailable
 from jubal.core.events import EngineEvent, TextDelta, TurnEnded, UsageSoFar
 from jubal.core.generation import Bounds, FunctionTool, Generation, JsonOutput, Message, Sampling, TextPart, Tools
 from jubal.engines.llama_cpp.engine import URL, LlamaEngine
@@ -321,3 +321,35 @@ async def until(condition: Callable[[], bool], within_s: float) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         await asyncio.sleep(0.02)
+
+
+def goes_on(*prompts: str | tuple[int, ...], tokens_max: int = 5, **options: object) -> Generation:
+    sampling = Sampling(temperature=0)
+    return Generation("m", (), sampling, Bounds(tokens_max), prompts=prompts, **options)  # type: ignore[arg-type]
+
+
+async def test_token_ids_are_a_prompt_like_their_text(engine: LlamaEngine) -> None:
+    text = "The capital of France is"
+    ids = tuple(token.id for token in await engine.tokenize("m", text))
+    by_text, by_ids = [await collect(engine, goes_on(prompt)) for prompt in (text, ids)]
+    assert text_of(by_text) == text_of(by_ids) != ""
+    assert end_of(by_ids).usage.prompt == len(ids)  # type: ignore[union-attr]
+
+
+async def test_several_prompts_are_answered_as_each_alone_and_counted_together(engine: LlamaEngine) -> None:
+    prompts = ("The capital of France is", "One, two, three,", (504, 253))
+    alone = [await collect(engine, goes_on(prompt)) for prompt in prompts]
+    together = await collect(engine, goes_on(*prompts, choices=2))
+    for index in range(6):
+        said = "".join(e.text for e in together if isinstance(e, TextDelta) and e.choice == index)
+        assert said == text_of(alone[index // 2])
+    usages = [end_of(events).usage for events in alone]
+    whole = end_of(together).usage
+    assert whole is not None
+    assert whole.prompt == sum(usage.prompt for usage in usages if usage)
+    assert whole.completion == 2 * sum(usage.completion for usage in usages if usage)
+
+
+async def test_ids_that_the_model_has_not_are_the_callers_fault(engine: LlamaEngine) -> None:
+    with pytest.raises(BadRequest, match="invalid tokens"):
+        await collect(engine, goes_on((504, 99_999_999)))

@@ -21,7 +21,7 @@ from jubal.engines.openai_text import TextDecoder, text_body
 
 
 def turn(prompt: str = "Once", **fields: Any) -> Generation:
-    return Generation(**{"model": "up", "messages": (), "bounds": Bounds(8), "prompt": prompt, **fields})
+    return Generation(**{"model": "up", "messages": (), "bounds": Bounds(8), "prompts": (prompt,), **fields})
 
 
 def frame(**fields: object) -> bytes:
@@ -58,6 +58,20 @@ def test_the_whole_body() -> None:
 def test_no_likely_others_are_asked_for_as_one() -> None:
     """llama.cpp answers `"logprobs": 0` with none at all."""
     assert json.loads(text_body(turn(logprobs=0)))["logprobs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sent"),
+    [
+        (("a",), "a"),
+        (("a", "b"), ["a", "b"]),
+        (((1, 2),), [1, 2]),
+        (((1, 2), (3,)), [[1, 2], [3]]),
+    ],
+)
+def test_prompts_go_in_the_form_that_openai_has_for_them(prompts: tuple[object, ...], sent: object) -> None:
+    body = json.loads(text_body(turn(prompts=prompts, suffix="end")))
+    assert (body["prompt"], body["suffix"]) == (sent, "end")
 
 
 # ---------------------------------------------------------------------------------------------- chunks
@@ -222,6 +236,14 @@ async def test_a_prompt_goes_to_completions_and_comes_back_as_text() -> None:
         ]
     assert there.asked[0]["prompt"] == "Once"
     assert "messages" not in there.asked[0]
+
+
+async def test_several_prompts_are_one_call() -> None:
+    there = Upstream((piece("x", 3), piece("y", 0), ending(4)))
+    async with engine_on(there) as engine:
+        events = await collect(engine, turn(prompts=("a", (7, 8)), choices=2))
+    assert events == [TextDelta("x", 3), TextDelta("y"), TurnEnded(("length",) * 4, Usage(5, 2))]
+    assert [(body["prompt"], body["n"]) for body in there.asked] == [(["a", [7, 8]], 2)]
 
 
 async def test_a_whole_answer() -> None:

@@ -34,6 +34,45 @@ def test_the_openai_sdk(server: Server) -> None:
     assert [row["endpoint"] for row in server.usage()] == ["sample", "sample"]
 
 
+def test_several_prompts_are_one_request(server: Server) -> None:
+    client = openai.OpenAI(base_url=server.url, api_key=server.key, max_retries=0)
+    before = len(server.usage())
+    asked = {"model": "grok-4", "prompt": ["one two three", "four"], "max_tokens": 2, "n": 2, "echo": True}
+    whole = client.completions.create(**asked)  # type: ignore[call-overload]
+    assert [(choice.index, choice.text) for choice in whole.choices] == [
+        (0, "one two threeone two"),
+        (1, "one two threeone two"),
+        (2, "fourfour"),
+        (3, "fourfour"),
+    ]
+    assert [choice.finish_reason for choice in whole.choices] == ["length", "length", "stop", "stop"]
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (4, 6)
+    chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
+    said = ["", "", "", ""]
+    for chunk in chunks:
+        for choice in chunk.choices:
+            said[choice.index] += choice.text
+    assert said == [choice.text for choice in whole.choices]
+    assert chunks[-1].usage == whole.usage
+    rows = server.usage()[before:]
+    assert [(row["prompt_tokens"], row["completion_tokens"]) for row in rows] == [(4, 6), (4, 6)]
+    assert rows[0]["cost_in_usd_ticks"] == whole.usage.cost_in_usd_ticks > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"suffix": "end"}, "suffix"), ({"prompt": [1, 2]}, "prompt"), ({"prompt": [[1], [2]]}, "prompt")],
+)
+def test_what_the_engine_can_not_is_refused_before_any_work(
+    server: Server, fields: dict[str, object], param: str
+) -> None:
+    before = len(server.usage())
+    status, _, body = server.request("POST", "/v1/completions", {"model": "grok-4", "prompt": "a", **fields})
+    assert (status, body["error"]["param"]) == (400, param)
+    assert body["error"]["code"].endswith("_not_supported")
+    assert len(server.usage()) == before
+
+
 def test_a_reasoning_model_goes_on_without_reasoning(server: Server) -> None:
     body = {"model": "grok-4-fast-reasoning", "prompt": "a b"}
     status, _, answer = server.request("POST", "/v1/completions", body)

@@ -53,7 +53,7 @@ def test_is_a_dialect() -> None:
 
 def test_the_least() -> None:
     assert parse().generation == Generation(
-        "grok-4", (), bounds=Bounds(16), live=False, reasoning="none", prompt="Once"
+        "grok-4", (), bounds=Bounds(16), live=False, reasoning="none", prompts=("Once",)
     )
 
 
@@ -72,7 +72,7 @@ def test_everything_at_once() -> None:
         live=True,
         user="u",
         reasoning="none",
-        prompt="Once upon",
+        prompts=("Once upon",),
     )
 
 
@@ -88,8 +88,32 @@ def test_logprobs_are_a_number_or_a_wish(given: int | None, wanted: int | None) 
 
 def test_the_prompt_keeps_every_character_and_is_counted() -> None:
     odd = "\x00\u2028\U0001f98a\ufffe "
-    assert parse(prompt=odd).generation.prompt == odd
+    assert parse(prompt=odd).generation.prompts == (odd,)
     assert estimate_prompt(parse(prompt="a" * 400).generation) == 100
+    assert estimate_prompt(parse(prompt=["a" * 400, "b" * 4]).generation) == 101
+    assert estimate_prompt(parse(prompt=[[1, 2], [3]]).generation) == 3
+
+
+FORMS: list[tuple[object, tuple[object, ...]]] = [
+    ("a", ("a",)),
+    (["a"], ("a",)),
+    (["a", "b"], ("a", "b")),
+    ([1, 2], ((1, 2),)),
+    ([[1, 2]], ((1, 2),)),
+    ([[1, 2], [0]], ((1, 2), (0,))),
+]
+
+
+@pytest.mark.parametrize(("given", "prompts"), FORMS)
+def test_the_forms_of_a_prompt(given: object, prompts: tuple[object, ...]) -> None:
+    generation = parse(prompt=given, n=3).generation
+    assert generation.prompts == prompts
+    assert (generation.choices, generation.answers) == (3, 3 * len(prompts))
+
+
+def test_a_suffix() -> None:
+    assert parse(suffix="end").generation.suffix == "end"
+    assert parse(suffix="").generation.suffix is None
 
 
 BAD: list[tuple[dict[str, Any], str, int]] = [
@@ -101,10 +125,50 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"prompt": ""}, "prompt", 400),
     ({"prompt": []}, "prompt", 400),
     ({"prompt": [""]}, "prompt", 400),
-    ({"prompt": ["a", "b"]}, "prompt", 400),
+    ({"prompt": ["a", ""]}, "prompt[1]", 400),
     ({"prompt": ["a", 7]}, "prompt", 400),
-    ({"prompt": [1, 2]}, "prompt", 400),
-    ({"prompt": [[1, 2]]}, "prompt", 400),
+    ({"prompt": [7, "a"]}, "prompt", 400),
+    ({"prompt": ["a", [7]]}, "prompt", 400),
+    ({"prompt": [[7], "a"]}, "prompt", 400),
+    ({"prompt": [[7], 7]}, "prompt", 400),
+    ({"prompt": [7, [7]]}, "prompt", 400),
+    ({"prompt": [[]]}, "prompt", 400),
+    ({"prompt": [[7], []]}, "prompt[1]", 400),
+    ({"prompt": [-1]}, "prompt", 400),
+    ({"prompt": [2**31]}, "prompt", 400),
+    ({"prompt": [[7], [2**31]]}, "prompt[1]", 400),
+    ({"prompt": [True]}, "prompt[0]", 422),
+    ({"prompt": [1.5]}, "prompt[0]", 422),
+    ({"prompt": [[True]]}, "prompt[0][0]", 422),
+    ({"prompt": ["a"] * 129}, "prompt", 400),
+    ({"prompt": ["a", "b"], "n": 65}, "prompt", 400),
+    ({"prompt": [7], "echo": True}, "echo", 400),
+    ({"max_tokens": True}, "max_tokens", 422),
+    ({"max_tokens": "7"}, "max_tokens", 422),
+    ({"top_p": "x"}, "top_p", 422),
+    ({"top_p": -0.1}, "top_p", 400),
+    ({"temperature": -0.1}, "temperature", 400),
+    ({"frequency_penalty": "x"}, "frequency_penalty", 422),
+    ({"frequency_penalty": -2.5}, "frequency_penalty", 400),
+    ({"presence_penalty": "x"}, "presence_penalty", 422),
+    ({"presence_penalty": 2.5}, "presence_penalty", 400),
+    ({"seed": "x"}, "seed", 422),
+    ({"seed": 1.5}, "seed", 422),
+    ({"seed": -(2**63) - 1}, "seed", 400),
+    ({"stop": 7}, "stop", 422),
+    ({"stop": [7]}, "stop[0]", 422),
+    ({"stop": [""]}, "stop", 400),
+    ({"n": 1.5}, "n", 422),
+    ({"n": True}, "n", 422),
+    ({"n": -1}, "n", 400),
+    ({"best_of": -1}, "best_of", 400),
+    ({"best_of": 1.5}, "best_of", 422),
+    ({"logprobs": []}, "logprobs", 422),
+    ({"logit_bias": []}, "logit_bias", 422),
+    ({"logit_bias": {"5": "x"}}, "logit_bias[0]", 422),
+    ({"logit_bias": {"-5": 1}}, "logit_bias", 400),
+    ({"stream_options": 7}, "stream_options", 422),
+    ({"model": 7}, "model", 422),
     ({"prompt": [None]}, "prompt[0]", 422),
     ({"prompt": [["a"]]}, "prompt[0][0]", 422),
     ({"max_tokens": 0}, "max_tokens", 400),
@@ -118,7 +182,6 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"best_of": "all"}, "best_of", 422),
     ({"echo": "yes"}, "echo", 422),
     ({"echo": True, "logprobs": 1}, "echo", 400),
-    ({"suffix": "end"}, "suffix", 400),
     ({"suffix": 7}, "suffix", 422),
     ({"logprobs": 6}, "logprobs", 400),
     ({"logprobs": -1}, "logprobs", 400),
@@ -174,7 +237,7 @@ def test_any_json_is_a_generation_or_a_bad_request(body: dict[str, Any], filled:
     except BadRequest as error:
         assert 400 <= openai_errors.reply(error).status < 500
     else:
-        assert asked.generation.prompt
+        assert asked.generation.prompts
         asked.renderer()
 
 
@@ -192,7 +255,7 @@ def test_any_bytes_are_a_generation_or_a_bad_request(body: bytes) -> None:
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 
 
-def renderer(*, echo: str = "", logprobs: int = 2, include_usage: bool = True) -> TextRenderer:
+def renderer(*, echo: tuple[str, ...] = (), logprobs: int = 2, include_usage: bool = True) -> TextRenderer:
     return TextRenderer(echo=echo, logprobs=logprobs, include_usage=include_usage)
 
 
@@ -276,6 +339,27 @@ def test_echo_says_the_prompt_first_in_every_choice() -> None:
     texts = [[c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == index] for index in (0, 1)]
     assert texts == [["Once ", "a", "b", ""], ["Once ", ""]]
     assert [choice["text"] for choice in folded(asked, *events)["choices"]] == ["Once ab", "Once "]
+
+
+def test_several_prompts_are_said_back_each_before_its_own_choices() -> None:
+    asked = parse(prompt=["P ", "Q "], echo=True, n=2, stream=True)
+    events: list[Event] = [
+        START,
+        TextDelta("d", 3),
+        TextDelta("a"),
+        TextDelta("c", 2),
+        Finished(("stop", "length", "stop", "stop"), Usage(2, 3), None),
+    ]
+    one = asked.renderer()
+    frames = b"".join(one.feed(event) for event in events).decode()
+    chunks = [json.loads(line[6:]) for line in frames.split("\n\n") if line.startswith("data: {")]
+    streamed = [
+        "".join(c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == index) for index in range(4)
+    ]
+    body = folded(asked, *events)
+    assert [choice["text"] for choice in body["choices"]] == streamed == ["P a", "P ", "Q c", "Q d"]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert [choice["finish_reason"] for choice in body["choices"]] == ["stop", "length", "stop", "stop"]
 
 
 def test_no_chunk_without_choices_unless_usage_was_asked_for() -> None:

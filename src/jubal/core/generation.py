@@ -76,12 +76,14 @@ class FunctionTool:
     """A function that the caller runs. parameters: a JSON Schema as JSON text, its root an object; None: no parameters.
 
     strict is the caller's wish that arguments follow the schema to the letter; Jubal always tries (xai-api.md 10.1).
+    where: what the request calls `parameters`, for errors; None: the caller has not written them (a server tool's).
     """
 
     name: str
     description: str = ""
     parameters: str | None = None
     strict: bool = False
+    where: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,14 @@ NO_TOOLS = Tools()
 
 @dataclass(frozen=True, slots=True)
 class JsonOutput:
-    """The answer must be a JSON object; schema: that follows this JSON Schema, as JSON text. name: the caller's for it."""
+    """The answer must be a JSON object; schema: that follows this JSON Schema, as JSON text. name: the caller's for it.
+
+    where: what the request calls the schema, for errors.
+    """
 
     schema: str | None = None
     name: str = ""
+    where: str = field(default="response_format", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +159,10 @@ class Bounds:
     turns_max: int = TURNS_MAX
 
 
+Prompt: TypeAlias = str | tuple[int, ...]
+"""Text to go on from, or the ids of its tokens in the vocabulary of the engine's model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One request. `model` is the name the engine must use: serving/ resolves what the caller wrote.
@@ -162,7 +172,8 @@ class Generation:
     user: the caller's opaque id of its end user.
     cache_key: requests with the same key share a prompt prefix (xai-api.md 22), a hint for placement.
     reasoning: how much to think before the answer, as a budget; None: the model's own habit.
-    prompt: text to go on from as it stands, without a chat template; then messages are empty. None: answer the messages.
+    prompts: each to go on from as it stands, without a chat template; then messages are empty. Empty: answer the messages.
+    suffix: what comes after the text that is wanted; None: nothing, or unknown.
     inline_citations: sources are cited in the text, as `[[1]](url)`.
     output: None for text. logprobs: tell each token's probability and that of so many likely others, 0..20; None: don't.
     """
@@ -179,8 +190,15 @@ class Generation:
     output: JsonOutput | None = None
     logprobs: int | None = None
     reasoning: Effort | None = None
-    prompt: str | None = None
+    prompts: tuple[Prompt, ...] = ()
+    suffix: str | None = None
+
     inline_citations: bool = False
+
+    @property
+    def answers(self) -> int:
+        """Answers in all: choice c of prompt p is answer p * choices + c."""
+        return self.choices * max(1, len(self.prompts))
 
 
 def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:

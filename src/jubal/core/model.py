@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from jubal.core.errors import UnknownModel
 from jubal.core.generation import Effort
 from jubal.core.money import FREE, Price
+from jubal.core.schema import Support
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,9 @@ class Weights:
 
     name: a file or an upstream model. context: the window in tokens that the engine can really hold, None if unknown.
     fingerprint: `fp_` and ten hex digits, the same for the same weights. input: "text", and "image" where it can see.
-    tools: can call functions. json: can be held to JSON and to a JSON Schema.
+    tools: can call functions. json: can be held to JSON and to a JSON Schema. schema: what of a JSON Schema it obeys; None: it
+    decides itself, and says so.
+    token_prompts: takes prompts as token ids. fill: can write what comes before a given suffix.
     """
 
     name: str
@@ -25,6 +28,9 @@ class Weights:
     input: tuple[str, ...] = ("text",)
     tools: bool = False
     json: bool = False
+    schema: Support | None = None
+    token_prompts: bool = False
+    fill: bool = False
 
 
 @dataclass(frozen=True, slots=True)

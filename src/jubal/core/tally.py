@@ -18,7 +18,12 @@ def estimate_prompt(generation: Generation) -> int:
 
     Good enough for rate limits and for an answer that was cut before its engine reported; never used where the engine does.
     """
-    characters, image_tokens = len(generation.prompt or ""), 0
+    characters, tokens, image_tokens = 0, 0, 0
+    for prompt in generation.prompts:
+        if isinstance(prompt, str):
+            characters += len(prompt)
+        else:
+            tokens += len(prompt)
     for message in generation.messages:
         for part in message.parts:
             if isinstance(part, ImagePart):
@@ -27,7 +32,8 @@ def estimate_prompt(generation: Generation) -> int:
                 characters += len(part.text)
         for call in message.calls:
             characters += len(call.name) + len(call.arguments)
-    return -(-characters // CHARACTERS_PER_TOKEN) + TOKENS_PER_MESSAGE * len(generation.messages) + image_tokens
+    text_tokens = tokens - (-characters // CHARACTERS_PER_TOKEN)
+    return text_tokens + TOKENS_PER_MESSAGE * len(generation.messages) + image_tokens
 
 
 def estimate_image(image: ImagePart) -> int:

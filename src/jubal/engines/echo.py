@@ -46,17 +46,26 @@ class EchoEngine:
         return tuple(Token(zlib.crc32(data) & TOKEN_ID_MAX, word, data) for word, data in raw)
 
     async def stream(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
-        heard = [message.text for message in turn.messages] if turn.prompt is None else [turn.prompt]
-        said, cut = _until_stop(heard[-1], turn.sampling.stop)
-        words = _words(said)
-        bound = turn.bounds.tokens_max
-        reason: FinishReason = "length" if bound is not None and len(words) > bound and not cut else "stop"
-        words = words[:bound]
-        for choice in range(turn.choices):
-            for word in words:
-                yield TextDelta(word, choice)
-        prompt = sum(len(_words(text)) for text in heard)
-        yield TurnEnded((reason,) * turn.choices, Usage(prompt, len(words) * turn.choices, 0))
+        prompts = [prompt for prompt in turn.prompts if isinstance(prompt, str)]
+        heard = prompts or [message.text for message in turn.messages]
+        reasons: list[FinishReason] = []
+        said = 0
+        for text in prompts or heard[-1:]:
+            words, reason = _said(text, turn)
+            for _ in range(turn.choices):
+                for word in words:
+                    yield TextDelta(word, len(reasons))
+                reasons.append(reason)
+                said += len(words)
+        yield TurnEnded(tuple(reasons), Usage(sum(len(_words(text)) for text in heard), said, 0))
+
+
+def _said(text: str, turn: Generation) -> tuple[list[str], FinishReason]:
+    """What of `text` is said back, and why no more."""
+    said, cut = _until_stop(text, turn.sampling.stop)
+    words = _words(said)
+    bound = turn.bounds.tokens_max
+    return words[:bound], "length" if bound is not None and len(words) > bound and not cut else "stop"
 
 
 def _words(text: str) -> list[str]:

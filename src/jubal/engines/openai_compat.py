@@ -709,6 +709,8 @@ class OpenAICompatEngine:
                 ("text", "image"),
                 tools=True,
                 json=True,
+                token_prompts=True,
+                fill=True,
             )
             self._weights[model] = found  # models come from the configuration, so there are few
         return found
@@ -725,7 +727,7 @@ class OpenAICompatEngine:
                         self._session,
                         url,
                         body,
-                        turn.choices,
+                        turn.answers,
                         headers=self._headers,
                         timeout_s=self._timeout_s,
                         decoder=decoder,
@@ -744,7 +746,7 @@ class OpenAICompatEngine:
 
     def _call(self, turn: Generation) -> tuple[URL, bytes, Callable[[int], Decoder]]:
         """Where a turn goes, as what, and what reads the answer."""
-        if turn.prompt is None:
+        if not turn.prompts:
             return self._url, chat_body(turn), ChatDecoder
         from jubal.engines.openai_text import TextDecoder, text_body  # which builds on this module
 

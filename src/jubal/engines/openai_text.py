@@ -1,4 +1,4 @@
-"""Raw prompts to engines that speak OpenAI's legacy completions: a turn with `prompt`, no messages and no chat template.
+"""Raw prompts to engines that speak OpenAI's legacy completions: a turn with `prompts`, no messages and no chat template.
 
 The same promise as the chat pair of openai_compat.py, whose HTTP part (`stream_chat`) carries this one too.
 """
@@ -33,7 +33,8 @@ def text_body(turn: Generation, *, extra: Mapping[str, object] | None = None) ->
     `logprobs` is at least 1: llama.cpp takes 0 for none at all.
     """
     sampling = turn.sampling
-    body: dict[str, object] = {"model": turn.model, "prompt": turn.prompt}
+    prompts = turn.prompts
+    body: dict[str, object] = {"model": turn.model, "prompt": prompts[0] if len(prompts) == 1 else prompts}
     if turn.live:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
@@ -47,6 +48,7 @@ def text_body(turn: Generation, *, extra: Mapping[str, object] | None = None) ->
         "stop": sampling.stop or None,
         "n": turn.choices if turn.choices > 1 else None,
         "user": turn.user,
+        "suffix": turn.suffix,
         "logprobs": None if turn.logprobs is None else max(1, turn.logprobs),
         "logit_bias": {str(token): bias for token, bias in sampling.bias} or None,
     }

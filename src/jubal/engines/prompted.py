@@ -80,7 +80,7 @@ def worded(turn: Generation) -> Generation:
         bounds=bounds,
         messages=with_system(turn.messages, instructions),
         tools=NO_TOOLS,
-        output=JsonOutput(json.dumps(answer_schema(turn), ensure_ascii=False), "answer"),
+        output=JsonOutput(json.dumps(answer_schema(turn), ensure_ascii=False), "answer", "tools"),
     )
 
 

@@ -26,7 +26,7 @@ class TokenCounter(Protocol):
     """An ability that an engine may have beside `engines.base.Engine`."""
 
     async def count(self, turn: Generation) -> int:
-        """The prompt tokens that `turn` would use, its tools included. Nothing is generated.
+        """The prompt tokens that `turn` would use, its tools included; of several prompts the longest. Nothing is generated.
 
         An engine that is starting waits for itself. Raises `EngineError`.
         """

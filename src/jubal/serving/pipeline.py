@@ -8,6 +8,7 @@ run(admitted)      Started, the answer's pieces, Finished; the usage row is comm
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
@@ -36,6 +37,7 @@ from jubal.core.errors import (
 from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelta
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
+from jubal.core.schema import Support, check, check_support
 from jubal.core.tally import Tally, estimate_prompt
 from jubal.core.tokens import Token
 from jubal.core.usage import NOTHING, Usage
@@ -261,6 +263,11 @@ class Pipeline:
             )
         if generation.output is not None and not weights.json:
             raise refuse("can't be held to JSON", "response_format", "response_format_not_supported")
+        if generation.suffix is not None and not weights.fill:
+            raise refuse("fills in no text before a suffix", "suffix", "suffix_not_supported")
+        if not weights.token_prompts and not all(isinstance(prompt, str) for prompt in generation.prompts):
+            raise refuse("takes no token ids", "prompt", "token_prompts_not_supported")
+        _check_schemas(weights.schema, generation)
         if "image" in model.input and "image" in weights.input:
             return
         for index, message in enumerate(generation.messages):
@@ -281,7 +288,7 @@ class Pipeline:
         if tokens > window:
             raise ContextTooLong(
                 f"The prompt has {tokens} tokens; this model's context window holds {window}.",
-                param="messages" if turn.prompt is None else "prompt",
+                param="prompt" if turn.prompts else "messages",
                 code="context_length_exceeded",
             )
 
@@ -452,6 +459,23 @@ class Pipeline:
         """Waits for the settlements that nobody waits for."""
         while self._settling:
             await asyncio.wait(self._settling)
+
+
+def _check_schemas(support: Support | None, generation: Generation) -> None:
+    """Raises `BadRequest` naming the first place where a schema of the request is none, or that the engine would not obey.
+
+    support: what it obeys; None: it decides itself.
+    """
+    output = generation.output
+    asked = [(output.schema, output.where)] if output is not None else []
+    if generation.tools.wanted:
+        asked += [(function.parameters, function.where or "tools") for function in generation.tools.functions]
+    for text, where in asked:
+        if text is not None:
+            schema = json.loads(text)
+            check(schema, where)
+            if support is not None:
+                check_support(schema, support, where)
 
 
 @dataclass(slots=True)

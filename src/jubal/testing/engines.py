@@ -103,7 +103,7 @@ async def check_engine(make: Callable[[], Awaitable[Engine]], *, model: str = "m
 
 
 async def _collect(engine: Engine, turn: Generation) -> list[EngineEvent]:
-    checker = Checker(TURN, turn.choices)
+    checker = Checker(TURN, turn.answers)
     seen = []
     async with aclosing(engine.stream(turn)) as events:
         async for event in events:

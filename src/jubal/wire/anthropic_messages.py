@@ -192,7 +192,7 @@ def _output(asked: _Request) -> JsonOutput | None:
         case None:
             return None
         case _Format(type="json_schema", schema=dict() as schema):
-            return JsonOutput(_encode(schema).decode())
+            return JsonOutput(_encode(schema).decode(), where=f"{where}.schema")
         case _Format(type="json_schema"):
             raise _missing(f"{where}.schema")
     raise _wrong(f"{where}.type", "must be json_schema")
@@ -373,7 +373,8 @@ def _function(where: str, tool: _Tool) -> FunctionTool:
         raise _missing(f"{where}.input_schema")
     if tool.input_schema.get("type", "object") != "object":
         raise _wrong(f"{where}.input_schema", "must be a schema of type object")
-    return FunctionTool(tool.name, tool.description or "", _encode(tool.input_schema).decode())
+    schema = _encode(tool.input_schema).decode()
+    return FunctionTool(tool.name, tool.description or "", schema, where=f"{where}.input_schema")
 
 
 def _server_tool(where: str, tool: _Tool) -> tuple[ServerTool, ...]:

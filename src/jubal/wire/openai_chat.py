@@ -339,14 +339,19 @@ def _function(where: str, function: _ToolFunction | None) -> FunctionTool:
             code="invalid_value",
         )
     schema = function.parameters
+    parameters = f"{where}.function.parameters"
     if schema and not is_of_objects(schema):
         raise BadRequest(
-            f"`{where}.function.parameters`: the schema of `{function.name}` must be of type object.",
-            param=f"{where}.function.parameters",
+            f"`{parameters}`: the schema of `{function.name}` must be of type object.",
+            param=parameters,
             code="invalid_schema",
         )
     return FunctionTool(
-        function.name, function.description or "", _encode(schema).decode() if schema else None, bool(function.strict)
+        function.name,
+        function.description or "",
+        _encode(schema).decode() if schema else None,
+        bool(function.strict),
+        parameters,
     )
 
 
@@ -391,8 +396,10 @@ def _output(wanted: _ResponseFormat | None) -> JsonOutput | None:
             return None
         case _ResponseFormat(type="json_object"):
             return JsonOutput()
-        case _ResponseFormat(type="json_schema", json_schema=_JsonSchema(schema=dict() as schema, name=name)):
-            return JsonOutput(_encode(schema).decode(), name or "")
+        case _ResponseFormat(type="json_schema", json_schema=_JsonSchema(schema=schema, name=name)) if (
+            schema is not None
+        ):
+            return JsonOutput(_encode(schema).decode(), name or "", "response_format.json_schema.schema")
         case _ResponseFormat(type="json_schema"):
             where = "response_format.json_schema.schema"
             raise Undecodable(f"`{where}` is required.", param=where, code="missing_field")

@@ -1,13 +1,13 @@
 """POST /v1/completions: OpenAI's legacy completions as xAI speaks them (xai-api.md 12.1).
 
-The prompt is text to go on from, without a chat template. One prompt for each request: one answer has one prompt everywhere
-below this file.
+A prompt is text to go on from, or its token ids, without a chat template. Several prompts are one request with one usage row:
+choice c of prompt p has the index p * n + c.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, assert_never
 
 import msgspec
@@ -30,12 +30,12 @@ from jubal.core.events import (
     UsageSoFar,
 )
 from jubal.core.fold import Choice, Completion
-from jubal.core.generation import Bounds, Generation
+from jubal.core.generation import Bounds, Generation, Prompt
 from jubal.wire import openai_errors, sse
 from jubal.wire.base import ErrorReply
 from jubal.wire.decode import decode, within
 from jubal.wire.openai_chat import usage_body
-from jubal.wire.openai_sampling import choices, sampling, tokens_bound
+from jubal.wire.openai_sampling import CHOICES_MAX, choices, sampling, tokens_bound
 
 # ---------------------------------------------------------------------------------------------- the request
 
@@ -72,15 +72,22 @@ _encode: Final = msgspec.json.Encoder().encode
 
 TOKENS_DEFAULT: Final = 16
 LOGPROBS_MAX: Final = 5
+TOKEN_ID_MAX: Final = 2**31 - 1
 
 
 def _generation(asked: _Request) -> Generation:
     if not asked.model:
         raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
-    prompt = _prompt(asked.prompt)
-    if asked.suffix:
-        raise _unsupported("suffix", "no engine here fills in text before a given end")
+    prompts = _prompts(asked.prompt)
     wanted_choices = _choices(asked)
+    if len(prompts) * wanted_choices > CHOICES_MAX:
+        raise BadRequest(
+            f"`prompt`: {len(prompts)} prompts with {wanted_choices} choices each are more than {CHOICES_MAX} answers.",
+            param="prompt",
+            code="too_many",
+        )
+    if asked.echo and not all(isinstance(prompt, str) for prompt in prompts):
+        raise _unsupported("echo", "with token ids in `prompt` there is no text to say; send text")
     logprobs = _logprobs(asked.logprobs)
     if asked.echo and logprobs is not None:
         raise _unsupported("echo", "with `logprobs` it needs the prompt's own probabilities, which engines do not tell")
@@ -96,21 +103,43 @@ def _generation(asked: _Request) -> Generation:
         user=asked.user,
         logprobs=logprobs,
         reasoning="none",  # this dialect has no place for it (xai-api.md 12)
-        prompt=prompt,
+        prompts=prompts,
+        suffix=asked.suffix or None,
     )
 
 
-def _prompt(given: str | list[str | int | list[int]]) -> str:
-    match given:
-        case "" | [] | [""]:
-            raise BadRequest("`prompt` must not be empty.", param="prompt", code="empty_value")
-        case str(prompt) | [str(prompt)]:
-            return prompt
-        case [str(), *_]:
-            raise BadRequest(
-                f"`prompt`: one prompt for each request, got {len(given)}.", param="prompt", code="too_many"
-            )
-    raise _unsupported("prompt", "send text instead of token ids")
+def _prompts(given: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
+    """OpenAI's four forms: a string, strings, token ids, lists of token ids. Raises `BadRequest`."""
+    if isinstance(given, str):
+        return (_text("prompt", given),)
+    if not given:
+        raise BadRequest("`prompt` must not be empty.", param="prompt", code="empty_value")
+    if isinstance(given[0], int):
+        return (_ids("prompt", given),)
+    prompts: list[Prompt] = []
+    for number, one in enumerate(given):
+        where = "prompt" if len(given) == 1 else f"prompt[{number}]"
+        if isinstance(one, int) or isinstance(one, str) is not isinstance(given[0], str):
+            raise BadRequest("`prompt` mixes text and token ids.", param="prompt", code="invalid_value")
+        prompts.append(_text(where, one) if isinstance(one, str) else _ids(where, one))
+    return tuple(prompts)
+
+
+def _text(where: str, prompt: str) -> str:
+    if not prompt:
+        raise BadRequest(f"`{where}` must not be empty.", param=where, code="empty_value")
+    return prompt
+
+
+def _ids(where: str, prompt: Sequence[object]) -> tuple[int, ...]:
+    if not prompt:
+        raise BadRequest(f"`{where}` must not be empty.", param=where, code="empty_value")
+    ids = tuple(one for one in prompt if isinstance(one, int))
+    if len(ids) < len(prompt):
+        raise BadRequest(f"`{where}` mixes text and token ids.", param=where, code="invalid_value")
+    if not all(0 <= one <= TOKEN_ID_MAX for one in ids):
+        raise BadRequest(f"`{where}`: token ids are 0 to {TOKEN_ID_MAX}.", param=where, code="out_of_range")
+    return ids
 
 
 def _unsupported(name: str, why: str) -> BadRequest:
@@ -188,10 +217,10 @@ def _name(likely: Likely) -> str:
 class TextRenderer:
     """One streamed answer as text_completion frames.
 
-    echo: said first in every choice. logprobs: how many likely others of each token to name.
+    echo: said first in each answer, one for each; empty: nothing is. logprobs: how many likely others of each token to name.
     """
 
-    def __init__(self, *, echo: str, logprobs: int, include_usage: bool) -> None:
+    def __init__(self, *, echo: Sequence[str], logprobs: int, include_usage: bool) -> None:
         self._echo = echo
         self._logprobs = logprobs
         self._include_usage = include_usage
@@ -229,7 +258,7 @@ class TextRenderer:
         if choice in self._begun:
             return b""
         self._begun.add(choice)
-        return self._chunk(choice, self._echo) if self._echo else b""
+        return self._chunk(choice, self._echo[choice]) if self._echo else b""
 
     def _chunk(self, choice: int, text: str, reason: bytes = b"null", logprobs: tuple[TokenLogprob, ...] = ()) -> bytes:
         return b'%b{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}]%b' % (
@@ -261,7 +290,8 @@ class CompletionsAsked:
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
-        self._echo = self.generation.prompt or "" if asked.echo else ""
+        prompts = self.generation.prompts if asked.echo else ()
+        self._echo = [str(prompt) for prompt in prompts for _ in range(self.generation.choices)]
         self._logprobs = self.generation.logprobs or 0
         self._include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         if asked.stream_options is not None and not asked.stream:
@@ -290,7 +320,7 @@ class CompletionsAsked:
     def _choice_body(self, index: int, choice: Choice) -> dict[str, object]:
         return {
             "index": index,
-            "text": self._echo + choice.text,
+            "text": self._echo[index] + choice.text if self._echo else choice.text,
             "logprobs": _Probabilities(self._logprobs).body(choice.logprobs) if choice.logprobs else None,
             "finish_reason": FINISH_REASON[choice.reason],
         }

@@ -238,7 +238,7 @@ def _output(text: _Text | None) -> JsonOutput | None:
         case _Format(type="json_object"):
             return JsonOutput()
         case _Format(type="json_schema", schema=dict() as schema, name=name):
-            return JsonOutput(_encode(schema).decode(), name or "")
+            return JsonOutput(_encode(schema).decode(), name or "", "text.format.schema")
         case _Format(type="json_schema"):
             raise _missing("text.format.schema")
     raise _wrong("text.format.type", "must be text, json_object or json_schema")
@@ -280,7 +280,11 @@ def _function(where: str, tool: _Tool) -> FunctionTool:
             code="invalid_schema",
         )
     return FunctionTool(
-        tool.name, tool.description or "", _encode(schema).decode() if schema else None, bool(tool.strict)
+        tool.name,
+        tool.description or "",
+        _encode(schema).decode() if schema else None,
+        bool(tool.strict),
+        f"{where}.parameters",
     )
 
 

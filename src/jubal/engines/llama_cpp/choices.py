@@ -16,21 +16,21 @@ from jubal.core.events import (
     TurnEnded,
     UsageSoFar,
 )
-from jubal.core.usage import Usage
+from jubal.core.usage import NOTHING, Usage
 
 Turns: TypeAlias = Sequence[AsyncGenerator[EngineEvent, None]]
 AHEAD_MAX = 8
 """Events of one choice that wait to be taken; then its stream waits."""
 
 
-async def merge_choices(turns: Turns) -> AsyncGenerator[EngineEvent, None]:
-    """The events of several one-choice turns over the same prompt, as those of one turn.
+async def merge_choices(turns: Turns, each: int) -> AsyncGenerator[EngineEvent, None]:
+    """The events of several one-choice turns as those of one turn. each: so many in a row have the same prompt.
 
     The first error of any ends all. Closing closes all, before it returns.
     """
     queue: asyncio.Queue[tuple[int, EngineEvent | Exception]] = asyncio.Queue(AHEAD_MAX * len(turns))
     tasks = [asyncio.create_task(_pump(queue, index, turn)) for index, turn in enumerate(turns)]
-    merged = Merged(len(turns))
+    merged = Merged(len(turns), each)
     try:
         while not merged.ended:
             index, event = await queue.get()
@@ -56,12 +56,16 @@ async def _pump(
 
 
 class Merged:
-    """Feeds on the events of one-choice turns, and gives those of the whole. Usage counts the prompt once, as OpenAI does."""
+    """Feeds on the events of one-choice turns, and gives those of the whole. Usage counts each prompt once, as OpenAI does.
 
-    def __init__(self, choices: int) -> None:
-        self._ends: list[TurnEnded | None] = [None] * choices
+    each: so many turns in a row have the same prompt.
+    """
+
+    def __init__(self, answers: int, each: int) -> None:
+        self._ends: list[TurnEnded | None] = [None] * answers
+        self._each = each
         self._given = 0
-        self._metered = False
+        self._metered: dict[int, Usage] = {}
         self.ended = False
 
     def feed(self, index: int, event: EngineEvent) -> Iterator[EngineEvent]:
@@ -74,11 +78,12 @@ class Merged:
                 event.choice = index
                 yield event
             case UsageSoFar(usage):
-                # Enough once: it tells the prompt, and every delta after it counts for itself.
-                if not self._metered:
-                    self._metered = True
+                # Enough once for each prompt: it tells that, and every delta after it counts for itself.
+                if index // self._each not in self._metered:
+                    self._metered[index // self._each] = usage
+                    known = sum(self._metered.values(), NOTHING)
                     yield UsageSoFar(
-                        Usage(usage.prompt, max(usage.completion, self._given), usage.cached, usage.reasoning)
+                        Usage(known.prompt, max(usage.completion, self._given), known.cached, usage.reasoning)
                     )
             case TurnEnded():
                 self._ends[index] = event
@@ -91,7 +96,10 @@ class Merged:
         if len(ends) == len(self._ends):
             self.ended = True
             reasons: tuple[FinishReason, ...] = tuple(end.reasons[0] for end in ends)
-            yield TurnEnded(reasons, together([end.usage for end in ends]))
+            groups = [ends[first : first + self._each] for first in range(0, len(ends), self._each)]
+            usages = [together([end.usage for end in group]) for group in groups]
+            known = [usage for usage in usages if usage is not None]
+            yield TurnEnded(reasons, sum(known[1:], known[0]) if len(known) == len(usages) else None)
 
 
 def together(usages: Sequence[Usage | None]) -> Usage | None:

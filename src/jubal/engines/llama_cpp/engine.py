@@ -20,7 +20,7 @@ import msgspec
 
 from jubal.core.errors import BadRequest, EngineBroken, EngineTimeout, EngineUnavailable
 from jubal.core.events import EngineEvent
-from jubal.core.generation import NO_TOOLS, Generation, ImagePart
+from jubal.core.generation import NO_TOOLS, Generation, ImagePart, Prompt
 from jubal.core.tokens import Token
 from jubal.engines import weights
 from jubal.engines.base import EngineStatus, Weights
@@ -31,6 +31,7 @@ from jubal.engines.llama_cpp.memory import MIB, ModelMemory, Size
 from jubal.engines.llama_cpp.messages import prepared, single
 from jubal.engines.llama_cpp.process import Heard, Process
 from jubal.engines.llama_cpp.scheduler import Policy
+from jubal.engines.llama_cpp.schema import BUILT_IN, GUIDED, Guide, demand, with_known_schemas
 from jubal.engines.llama_cpp.tokens import count_of_tokens, tokenize_body, tokens_of_llama
 from jubal.engines.openai_compat import ChatDecoder, chat_body, stream_chat
 from jubal.engines.openai_text import TextDecoder, text_body
@@ -141,6 +142,7 @@ class LlamaEngine:
         self._identity = Identity(model, context or (EMBEDDING_CONTEXT_MAX if embedding else CONTEXT_MAX))
         self._template_tools = self._identity.profile.template_tools or False
         self._template_thinks = False
+        self._guide = Guide()
         self._learned_of = 0
         self._process: Process | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -257,7 +259,17 @@ class LlamaEngine:
     def weights(self, model: str) -> Weights:
         """Before the first start of an unknown file the fingerprint is one of its name only, and the context a guess."""
         known = self._identity
-        return Weights(known.file_name, known.fingerprint, known.context, self._input, tools=True, json=True)
+        schema = BUILT_IN if self._guide.works is False or self._template_thinks else GUIDED
+        return Weights(
+            known.file_name,
+            known.fingerprint,
+            known.context,
+            self._input,
+            tools=True,
+            json=True,
+            schema=schema,
+            token_prompts=True,
+        )
 
     def _problem(self) -> str | None:
         for file in (self._model, self._mmproj):
@@ -327,7 +339,7 @@ class LlamaEngine:
         life = await process.ready(timeout_s)
         if life != self._learned_of:
             await self._learn(session)
-            self._learned_of = life
+            self._learned_of, self._guide = life, Guide()
         await self._identity.wait()
         return session, process, life
 
@@ -375,17 +387,17 @@ class LlamaEngine:
             return self._choices(turn)
         if not turn.tools.wanted:
             return self._choices(replace(turn, tools=NO_TOOLS))
-        return stream_prompted(turn, self._choices)
+        return stream_prompted(with_known_schemas(turn), self._choices)
 
     def _choices(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         """llama.cpp can make several choices itself, but reports the tokens of one only."""
-        if turn.choices == 1:
+        if turn.answers == 1:
             return self._reasoned(single(turn, 0))
-        return merge_choices([self._reasoned(single(turn, index)) for index in range(turn.choices)])
+        return merge_choices([self._reasoned(single(turn, index)) for index in range(turn.answers)], turn.choices)
 
     def _reasoned(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         """A model whose template knows no thinking is asked for notes first."""
-        if turn.prompt is not None or turn.reasoning in (None, "none") or self._template_thinks:
+        if turn.prompts or turn.reasoning in (None, "none") or self._template_thinks:
             return self._choice(turn)
         return stream_thinking(turn, self._choice)
 
@@ -394,13 +406,13 @@ class LlamaEngine:
         extra = self._extra
         if self._template_thinks and turn.reasoning is not None:
             extra = {**extra, "chat_template_kwargs": {"enable_thinking": turn.reasoning != "none"}}
-        body = chat_body(turn, extra=extra) if turn.prompt is None else text_body(turn, extra=self._extra)
         async with self._places:
             for last_try in (False, True):
                 session, process, life = await self._ready(self._timeout_s)
                 begun = False
                 try:
-                    async with aclosing(self._request(session, process, body, raw=turn.prompt is not None)) as events:
+                    body = await self._body(session, turn, extra)
+                    async with aclosing(self._request(session, process, body, raw=bool(turn.prompts))) as events:
                         async for event in events:
                             begun = True
                             yield event
@@ -412,6 +424,22 @@ class LlamaEngine:
                 except (EngineUnavailable, EngineBroken):
                     if begun or last_try or not await process.over(life, LIFE_NEWS_S):
                         raise
+
+    async def _body(self, session: aiohttp.ClientSession, turn: Generation, extra: Mapping[str, object]) -> bytes:
+        """Raises `BadRequest` for a schema that llama.cpp would not obey."""
+        if turn.prompts:
+            return text_body(turn, extra=extra)
+        if turn.output is None:
+            return chat_body(turn, extra=extra)
+        if self._template_thinks:  # a grammar would forbid the thinking, too
+            demand(turn.output, BUILT_IN)
+            return chat_body(turn, extra=extra)
+        held = await self._guide.fields(session, URL, turn.output)
+        return (
+            chat_body(turn, extra=extra)
+            if held is None
+            else chat_body(replace(turn, output=None), extra={**extra, **held})
+        )
 
     async def _request(
         self, session: aiohttp.ClientSession, process: Process, body: bytes, *, raw: bool
@@ -438,12 +466,17 @@ class LlamaEngine:
             turn = prepared(turn, self._identity.profile, template_tools=self._template_tools)
             if turn.tools.wanted and not self._template_tools:
                 turn = worded(turn)
-            text = turn.prompt
-            if text is None:
+            prompts = turn.prompts
+            if not prompts:
                 rendered = await ask_tokens(session, "/apply-template", chat_body(turn))
-                text = msgspec.json.decode(rendered, type=_Rendered).prompt
-            body = tokenize_body(text, special=True, pieces=False)
-            return count_of_tokens(await ask_tokens(session, "/tokenize", body))
+                prompts = (msgspec.json.decode(rendered, type=_Rendered).prompt,)
+            return max([await _count(session, prompt) for prompt in prompts])
+
+
+async def _count(session: aiohttp.ClientSession, prompt: Prompt) -> int:
+    if not isinstance(prompt, str):
+        return len(prompt)
+    return count_of_tokens(await ask_tokens(session, "/tokenize", tokenize_body(prompt, special=True, pieces=False)))
 
 
 async def ask_tokens(session: aiohttp.ClientSession, path: str, body: bytes) -> bytes:

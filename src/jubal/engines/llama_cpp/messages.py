@@ -16,7 +16,7 @@ SEED_BITS: Final = 0xFFFF_FFFF
 
 def prepared(turn: Generation, profile: Profile, *, template_tools: bool) -> Generation:
     """The same turn, as this model answers it best. template_tools: its template renders calls and results."""
-    if turn.prompt is not None:
+    if turn.prompts:
         return replace(turn, sampling=_with_defaults(turn.sampling, profile))
     messages = tuple(_in_known_role(message) for message in turn.messages)
     if not template_tools:
@@ -26,12 +26,14 @@ def prepared(turn: Generation, profile: Profile, *, template_tools: bool) -> Gen
     return replace(turn, messages=messages, sampling=_with_defaults(turn.sampling, profile))
 
 
-def single(turn: Generation, choice: int) -> Generation:
-    """One choice of a turn. Choices of one seed differ, and are the same each time."""
+def single(turn: Generation, answer: int) -> Generation:
+    """One answer of a turn. Choices of one prompt and seed differ, and are the same each time."""
+    number, choice = divmod(answer, turn.choices)
     seed = turn.sampling.seed
     if seed is not None:
         seed = (seed + choice) % SEED_BITS
-    return replace(turn, choices=1, live=True, sampling=replace(turn.sampling, seed=seed))
+    prompts = turn.prompts[number : number + 1]
+    return replace(turn, choices=1, prompts=prompts, live=True, sampling=replace(turn.sampling, seed=seed))
 
 
 def _in_known_role(message: Message) -> Message:
