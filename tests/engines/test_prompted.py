@@ -129,7 +129,7 @@ async def test_calls_that_the_token_bound_cut_are_none() -> None:
 
 
 async def test_a_call_that_must_be_made_is_not_cut_by_the_bound_on_text() -> None:
-    for choice, bound in (("required", 2048), (NamedTool("get_time"), 2048), ("auto", 9)):
+    for choice, bound in (("required", 2048), (NamedTool("get_time"), 2048), ("auto", 2048)):
         _, simple = await answer(replace(turn(choice), bounds=Bounds(9)), "{}")
         assert simple.bounds.tokens_max == bound
 
@@ -167,3 +167,22 @@ async def test_half_a_surrogate_pair_is_no_character_and_no_crash() -> None:
             said = "".join(event.text for event in events if isinstance(event, TextDelta))
             assert said.startswith("a")
             said.encode()
+
+
+async def test_visible_text_keeps_its_bound_beside_calls() -> None:
+    cut = False
+
+    async def engine(simple: Generation) -> AsyncGenerator[EngineEvent, None]:
+        nonlocal cut
+        try:
+            for piece in ('{"answer": "', *("word " for _ in range(50)), '"}'):
+                yield TextDelta(piece)
+            yield TurnEnded(("stop",), Usage(10, 52))
+        finally:
+            cut = True
+
+    asked = replace(turn("auto"), bounds=Bounds(3))
+    events = [event async for event in stream_prompted(asked, engine)]
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "word word word "
+    assert events[-1] == TurnEnded(("length",), None)
+    assert cut, "the engine is not left running"

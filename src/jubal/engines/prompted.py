@@ -27,12 +27,14 @@ from jubal.core.generation import (
     NamedTool,
     with_system,
 )
+from jubal.core.usage import Usage
 
 PARALLEL_CALLS_MAX: Final = 4
 """Calls in one answer: a small model that may make any number of them makes them until its tokens end."""
 CALL_TOKENS_MAX: Final = 2048
-"""Tokens for a call that must be made: the caller's bound is for visible text, calls are not counted (xai-api.md 6.1), and half a
-call is none."""
+"""Tokens for calls: the caller's bound is for visible text, calls are not counted (xai-api.md 6.1), and half a call is none."""
+ENVELOPE_TOKENS: Final = 16
+"""What stands around an answer."""
 
 Schema = dict[str, Any]
 
@@ -45,23 +47,26 @@ def stream_prompted(
 
 
 async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> AsyncGenerator[EngineEvent, None]:
-    readers = [_Reader(choice, as_json=turn.output is not None) for choice in range(turn.choices)]
+    visible_max = turn.bounds.tokens_max
+    readers = [_Reader(choice, visible_max, as_json=turn.output is not None) for choice in range(turn.choices)]
+    usage: Usage | None = None
+    cut: FinishReason = "length"
+    reasons = (cut,) * turn.choices
     async with aclosing(events):
         async for event in events:
             if isinstance(event, TextDelta):
                 for piece in readers[event.choice].feed(event.text):
                     yield piece
+                if readers[event.choice].full and all(reader.full for reader in readers):
+                    break  # the engine may go on for calls; there will be none
             elif isinstance(event, TurnEnded):
-                for reader in readers:
-                    for call in reader.finish():
-                        yield call
-                reasons: list[FinishReason] = [
-                    "tool_calls" if reader.called else reason
-                    for reader, reason in zip(readers, event.reasons, strict=True)
-                ]
-                yield TurnEnded(tuple(reasons), event.usage)
+                usage, reasons = event.usage, event.reasons
             else:
                 yield event
+    for reader in readers:
+        for call in reader.finish():
+            yield call
+    yield TurnEnded(tuple(reader.reason(reason) for reader, reason in zip(readers, reasons, strict=True)), usage)
 
 
 # ---------------------------------------------------------------------------------------------- the question
@@ -73,8 +78,8 @@ def worded(turn: Generation) -> Generation:
     must = turn.tools.choice != "auto"
     instructions = _instructions(offered, must=must, parallel=turn.tools.parallel)
     bounds = turn.bounds
-    if must and bounds.tokens_max is not None:
-        bounds = replace(bounds, tokens_max=max(bounds.tokens_max, CALL_TOKENS_MAX))
+    if bounds.tokens_max is not None and (must or turn.output is None):  # an answer in JSON comes whole or cut
+        bounds = replace(bounds, tokens_max=max(bounds.tokens_max + ENVELOPE_TOKENS, CALL_TOKENS_MAX))
     return replace(
         turn,
         bounds=bounds,
@@ -169,10 +174,15 @@ _ANSWER: Final = re.compile(r'\s*\{\s*"answer"\s*:\s*"')
 
 
 class _Reader:
-    """Reads one choice's JSON while it comes: the text of an answer goes on at once, calls when they are whole."""
+    """Reads one choice's JSON while it comes: the text of an answer goes on at once, calls when they are whole.
 
-    def __init__(self, choice: int, *, as_json: bool) -> None:
+    visible_max: tokens of visible text; then it is `full`.
+    """
+
+    def __init__(self, choice: int, visible_max: int | None, *, as_json: bool) -> None:
         self.called = False
+        self.full = False
+        self._left = visible_max
         self._choice = choice
         self._as_json = as_json
         self._seen = ""
@@ -186,7 +196,26 @@ class _Reader:
                 return
             self._text, text = _StringReader(), self._seen[begun.end() :]
         if said := self._text.feed(text):
-            yield TextDelta(said, self._choice)
+            yield from self._bounded(said)
+
+    def _bounded(self, said: str) -> Iterator[TextDelta]:
+        """One piece stands for one token: engines send a frame for each."""
+        if self._left is not None:
+            if self._left <= 0:
+                return
+            self._left -= 1
+        yield TextDelta(said, self._choice)
+        if self._left == 0 and not self._text_is_over:
+            self.full = True
+
+    @property
+    def _text_is_over(self) -> bool:
+        return self._text is not None and self._text.closed
+
+    def reason(self, engines: FinishReason) -> FinishReason:
+        if self.called:
+            return "tool_calls"
+        return "length" if self.full else engines
 
     def finish(self) -> Iterator[TextDelta | ToolCall]:
         """What could only be known at the end. JSON that was cut by the token bound is no call."""
@@ -209,17 +238,17 @@ class _StringReader:
 
     def __init__(self) -> None:
         self._rest = ""
-        self._closed = False
+        self.closed = False
 
     def feed(self, text: str) -> str:
         """The characters that are whole now."""
-        if self._closed:
+        if self.closed:
             return ""
         raw = self._rest + text
         place = 0
         while place < len(raw):
             if raw[place] == '"':
-                self._closed = True
+                self.closed = True
                 break
             step = _length_of_character(raw, place)
             if step is None:
