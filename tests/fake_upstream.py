@@ -33,9 +33,19 @@ class Upstream:
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    models: Behaviour | None = None
+    """What GET /v1/models does; None: 404, as by servers that have no such list."""
+    asked_for_models: list[dict[str, str]] = field(default_factory=list)
+    """The headers of those requests."""
     left: int = 0
     """Requests whose client went away before the end."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def list_models(self, request: web.Request) -> web.StreamResponse:
+        self.asked_for_models.append({name.lower(): value for name, value in request.headers.items()})
+        if self.models is None:
+            raise web.HTTPNotFound
+        return await self.models(self, request)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         behaviour = self.behaviours[min(len(self.bodies), len(self.behaviours) - 1)]
@@ -111,6 +121,44 @@ def refuses(status: int, body: object = None, **headers: str) -> Behaviour:
     return behave
 
 
+def lists(*models: str | dict[str, Any]) -> Behaviour:
+    """A list of models, by name or with more fields."""
+    entries = [{"id": model} if isinstance(model, str) else model for model in models]
+    return says_body(json.dumps({"object": "list", "data": entries}).encode())
+
+
+def whole(content: str, prompt: int = 5, completion: int = 2) -> Behaviour:
+    """A whole chat completion, as asked for without `stream`."""
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    return says_body(json.dumps({"choices": [choice], "usage": usage}).encode())
+
+
+def says_body(body: bytes, pause_s: float = 0.0) -> Behaviour:
+    """This body as JSON, byte by byte where there is a pause between them."""
+
+    async def behave(upstream: Upstream, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "application/json"})
+        await response.prepare(request)
+        for part in [body[at : at + 1] for at in range(len(body))] if pause_s else [body]:
+            await response.write(part)
+            await asyncio.sleep(pause_s)
+        await response.write_eof()
+        return response
+
+    return behave
+
+
+def hangs_before_headers() -> Behaviour:
+    """Takes the request and never answers."""
+
+    async def behave(upstream: Upstream, request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    return behave
+
+
 async def _begin(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
@@ -118,14 +166,16 @@ async def _begin(request: web.Request) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def upstream(*behaviours: Behaviour) -> AsyncIterator[Upstream]:
-    """A running one; its `url` ends with /v1."""
-    one = Upstream(list(behaviours))
+async def upstream(*behaviours: Behaviour, models: Behaviour | None = None, port: int = 0) -> AsyncIterator[Upstream]:
+    """A running one; its `url` ends with /v1. port: 0 for any free one."""
+    one = Upstream(list(behaviours), models=models)
     app = web.Application(client_max_size=64 << 20)
     app.router.add_post("/v1/chat/completions", one.handle)
+    app.router.add_post("/v1/embeddings", one.handle)
+    app.router.add_get("/v1/models", one.list_models)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
     one.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     try:

@@ -42,6 +42,9 @@ timeout_s = 30
 retries = 2
 max_concurrency = 4
 max_queued = 10
+health_interval_s = 0
+breaker_failures = 3
+breaker_rest_s = 1.5
 [engines.xai]
 kind = "xai"
 api_key_env = "XAI_API_KEY"
@@ -70,6 +73,11 @@ sessions_max = 4
 output_kb = 32
 files_max = 4
 files_mb = 8
+[cache]
+enabled = true
+entries = 10
+mb = 0.5
+ttl_s = 60
 [tiers.beta]
 monthly_credit_usd = 25
 rpm = 60
@@ -208,7 +216,7 @@ def test_the_seeds_models_and_prices() -> None:
 
 def test_every_key_is_in_the_reference() -> None:
     page = (Path(__file__).parent.parent / "docs/reference/configuration.md").read_text()
-    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Fetch, config.Engine, config.Model, config.WebSearch, config.XSearch, config.CodeExecution, config.Tier]  # fmt: skip
+    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Fetch, config.Engine, config.Model, config.WebSearch, config.XSearch, config.CodeExecution, config.Cache, config.Tier]  # fmt: skip
     missing = [
         f"{table.__name__}.{key}" for table in tables for key in table.__struct_fields__ if f"`{key}`" not in page
     ]

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -22,17 +22,21 @@ from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
 from jubal.agent.toolbox import ToolBounds, Toolbox
-from jubal.core.model import Catalogue
+from jubal.core.model import Catalogue, Model
 from jubal.core.server_tools import ToolKind
 from jubal.engines.base import Engine
 from jubal.engines.embedder import Embedder
 from jubal.records.sealing import FernetSealer
+from jubal.serving import health as health_of
 from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
+from jubal.serving.breaker import Breaker, never
+from jubal.serving.cache import ResponseCache
 from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
 from jubal.serving.images import Fetcher, Images
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
+from jubal.serving.watch import Watch, Watched
 from jubal.tools.base import ToolFamily
 from jubal.web.fetch import SafeFetcher
 from jubal.web.guard import AllowList
@@ -47,6 +51,7 @@ from jubal.wire.openai_responses import OpenAIResponses, ResponsesCompact
 if TYPE_CHECKING:
     from jubal.engines.llama_cpp.engine import LlamaEngine
     from jubal.engines.llama_cpp.memory import ModelMemory
+    from jubal.engines.upstream import UpstreamFacts, UpstreamProbe
 
 log = structlog.get_logger("jubal.app")
 
@@ -59,6 +64,7 @@ DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {
     "/v1/messages": AnthropicMessages,
     "/v1/complete": AnthropicComplete,
 }
+UPSTREAM_KINDS: Final = frozenset({"openai", "xai"})
 DRAIN_GRACE_S: Final = 5.0
 """After the drain limit: for the answers that were ended to say so, and to be settled."""
 KEEP_ALIVE_S: Final = 75
@@ -73,11 +79,15 @@ def engine_settings(settings: config.Settings, models: Catalogue) -> dict[str, c
 
 
 def make_engine(
-    name: str, engine: config.Engine, settings: config.Settings, memory: ModelMemory | None = None
+    name: str,
+    engine: config.Engine,
+    settings: config.Settings,
+    memory: ModelMemory | None = None,
+    facts: UpstreamFacts | None = None,
 ) -> Engine:
     """One engine, not started. The libraries of a kind are imported only where it is used.
 
-    memory: what loads and unloads local models; None: they stay loaded.
+    memory: what loads and unloads local models; None: they stay loaded. facts: what is learned of an upstream while it is used.
     """
     match engine.kind:
         case "llama":
@@ -93,6 +103,7 @@ def make_engine(
                 timeout_s=engine.timeout_s,
                 retries=engine.retries,
                 context=engine.context,
+                facts=facts,
             )
         case "echo":
             from jubal.engines.echo import EchoEngine
@@ -133,7 +144,11 @@ def make_memory(settings: config.Settings) -> ModelMemory | None:
 
 
 def make_embedder(
-    name: str, engine: config.Engine, settings: config.Settings, memory: ModelMemory | None = None
+    name: str,
+    engine: config.Engine,
+    settings: config.Settings,
+    memory: ModelMemory | None = None,
+    facts: UpstreamFacts | None = None,
 ) -> Embedder:
     """One embedder, not started. Raises `ConfigError` for a kind that makes no embeddings."""
     match engine.kind:
@@ -156,6 +171,7 @@ def make_embedder(
                 timeout_s=engine.timeout_s,
                 retries=engine.retries,
                 context=engine.context,
+                facts=facts,
             )
     raise config.ConfigError(f"engines.{name}: an engine of kind `{engine.kind}` makes no embeddings.")
 
@@ -217,6 +233,68 @@ def image_fetcher(settings: config.Settings) -> Callable[[], Fetcher]:
     return lambda: SafeFetcher(settings.private_hosts, user_agent=f"JubalImageFetch/{__version__}")
 
 
+def make_probe(name: str, engine: config.Engine) -> UpstreamProbe | None:
+    """What asks an upstream how it is; None for an engine that is no upstream."""
+    if engine.kind not in UPSTREAM_KINDS:
+        return None
+    from jubal.engines.upstream import UpstreamProbe
+
+    return UpstreamProbe(engine.base_url or XAI_URL, api_key=api_key(name, engine))
+
+
+def make_breaker(name: str, engine: config.Engine) -> Breaker:
+    """Engines in this machine look after themselves: their supervisor knows whether they live."""
+    if engine.kind not in UPSTREAM_KINDS:
+        return never(name)
+    return Breaker(name, failures_max=engine.breaker_failures, rest_s=engine.breaker_rest_s, on_change=_tell_of_breaker)
+
+
+def _tell_of_breaker(breaker: Breaker) -> None:
+    match breaker.state:
+        case "open":
+            rest_s = round(breaker.refuses_for_s, 1)
+            log.warning("engine rests after failures", engine=breaker.name, failures=breaker.failures, rest_s=rest_s)
+        case "half_open":
+            log.info("engine is tried again", engine=breaker.name)
+        case "closed":
+            log.warning("engine answers again", engine=breaker.name)
+
+
+def make_cache(cache: config.Cache) -> ResponseCache | None:
+    if not cache.enabled:
+        return None
+    return ResponseCache(entries_max=cache.entries, bytes_max=int(cache.mb * 1024 * 1024), ttl_s=cache.ttl_s)
+
+
+class _Upstreams:
+    """The breaker and the probe of each engine: one, also where it both talks and embeds."""
+
+    def __init__(self) -> None:
+        self._breakers: dict[str, Breaker] = {}
+        self._probes: dict[str, tuple[config.Engine, UpstreamProbe]] = {}
+
+    def breaker(self, name: str, engine: config.Engine) -> Breaker:
+        if name not in self._breakers:
+            self._breakers[name] = make_breaker(name, engine)
+        return self._breakers[name]
+
+    def facts(self, name: str, engine: config.Engine) -> UpstreamFacts | None:
+        if name not in self._probes and (probe := make_probe(name, engine)) is not None:
+            self._probes[name] = (engine, probe)
+        return self._probes[name][1].facts if name in self._probes else None
+
+    def watch(self, models: Iterable[Model]) -> Watch:
+        asked: dict[str, set[str]] = {name: set() for name in self._probes}
+        for model in models:
+            for name in (model.engine, *model.fallback):
+                asked.setdefault(name, set()).add(model.upstream)
+        return Watch(
+            Watched(name, probe, self._breakers[name], engine.health_interval_s, frozenset(asked[name]))
+            for name, (engine, probe) in self._probes.items()
+            if engine.health_interval_s
+        )
+
+
 def _concurrency(engine: config.Engine, made: Engine | Embedder) -> int | None:
     slots: int | None = getattr(made, "slots", None)
     return engine.max_concurrency or slots
@@ -234,6 +312,7 @@ class Jubal:
     pipeline: Pipeline
     images: Images
     deferred: Deferred
+    watch: Watch
     http: HttpApp
     memory: ModelMemory | None = None
 
@@ -245,6 +324,7 @@ class Jubal:
         await self._check_memory()
         for served in self.served.values():
             await served.engine.start()
+        self.watch.start()
         self.deferred.start()
 
     async def _check_memory(self) -> None:
@@ -269,6 +349,7 @@ class Jubal:
     async def close(self) -> None:
         """Settles what is open, then ends engines and store. No child process is left."""
         await self.deferred.stop()
+        await self.watch.stop()
         await self.pipeline.drain()
         await self.usage_log.close()
         closing = [served.engine.close() for served in self.served.values()]
@@ -287,13 +368,16 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     _check_one_ability(settings, models, embedding_models)
     memory = make_memory(settings)
     served = {}
+    upstreams = _Upstreams()
     for name, wanted in engine_settings(settings, models).items():
-        engine = make_engine(name, wanted, settings, memory)
-        served[name] = Served(engine, Admission(name, _concurrency(wanted, engine), wanted.max_queued))
+        engine = make_engine(name, wanted, settings, memory, upstreams.facts(name, wanted))
+        admission = Admission(name, _concurrency(wanted, engine), wanted.max_queued)
+        served[name] = Served(engine, admission, upstreams.breaker(name, wanted))
     embedders = {}
     for name, wanted in engine_settings(settings, embedding_models).items():
-        embedder = make_embedder(name, wanted, settings, memory)
-        embedders[name] = ServedEmbedder(embedder, Admission(name, _concurrency(wanted, embedder), wanted.max_queued))
+        embedder = make_embedder(name, wanted, settings, memory, upstreams.facts(name, wanted))
+        admission = Admission(name, _concurrency(wanted, embedder), wanted.max_queued)
+        embedders[name] = ServedEmbedder(embedder, admission, upstreams.breaker(name, wanted))
     store = store or Store.open(settings.store_url)
     usage_log = GroupCommit(store, usage.record)
     images = Images(image_fetcher(settings))
@@ -307,6 +391,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         embedders=embedders,
         images=images,
         toolbox=make_toolbox(settings),
+        cache=make_cache(settings.cache),
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
@@ -318,10 +403,11 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         {"/v1/embeddings": OpenAIEmbeddings()},
         deferred=deferred,
         responses=(OpenAIResponses(sealer), Answers(store, "responses")),
-        health=lambda: health(served, embedders),
+        health=lambda: health(pipeline),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )
-    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, deferred, http, memory)
+    watch = upstreams.watch((*models, *embedding_models))
+    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, deferred, watch, http, memory)
 
 
 def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_models: Catalogue) -> None:
@@ -340,30 +426,10 @@ def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_m
             )
 
 
-def health(served: dict[str, Served], embedders: dict[str, ServedEmbedder]) -> tuple[int, bytes]:
-    """200 once every engine is ready or waits for a request to load its model, 503 with the reasons before and after.
-
-    Embedders that nobody asked yet are not there.
-    """
-    doors: list[tuple[Engine | Embedder, Admission]] = [(one.engine, one.admission) for one in served.values()]
-    doors += [(one.embedder, one.admission) for one in embedders.values() if one.embedder.status().state != "stopped"]
-    engines: dict[str, Any] = {}
-    for engine, admission in doors:
-        status = engine.status()
-        engines.setdefault(
-            engine.name,
-            {
-                "kind": engine.kind,
-                "state": status.state,
-                "running": admission.running,
-                "queued": admission.queued,
-                **({"reason": status.reason} if status.reason else {}),
-            },
-        )
-    states = {one["state"] for one in engines.values()}
-    state = "ok" if states <= {"ready", "stopped"} else "starting" if "failed" not in states else "degraded"
-    body = {"status": state, "version": __version__, "engines": engines}
-    return 200 if state == "ok" else 503, msgspec.json.encode(body)
+def health(pipeline: Pipeline) -> tuple[int, bytes]:
+    """What GET /health answers (serving/health.py)."""
+    status, body = health_of.report(pipeline.engines, pipeline.embedders, pipeline.catalogue, pipeline.embedding_models)
+    return status, msgspec.json.encode({**body, "version": __version__})
 
 
 # ---------------------------------------------------------------------------------------------- the running server

@@ -70,6 +70,8 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     wordllama: embeddings in process; context (longest input in tokens).
     max_concurrency: requests at a time (None: the slots of a llama engine, no limit otherwise). max_queued: requests that
     may wait for their turn before new ones are refused with 498.
+    openai and xai: health_interval_s, between two looks at the upstream (0: none); breaker_failures in a row after which it is
+    left alone (0: never), at first for breaker_rest_s.
     """
 
     kind: Literal["llama", "openai", "xai", "echo", "wordllama"]
@@ -86,6 +88,9 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     retries: Annotated[int, Meta(ge=0, le=10)] = 3
     max_concurrency: Positive | None = None
     max_queued: Annotated[int, Meta(ge=0)] = 256
+    health_interval_s: Seconds = 15
+    breaker_failures: Annotated[int, Meta(ge=0)] = 5
+    breaker_rest_s: Annotated[float, Meta(gt=0)] = 5
 
     def __repr__(self) -> str:
         """Without the api key: settings get printed and logged."""
@@ -154,6 +159,15 @@ class Tools(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     code_execution: CodeExecution = CodeExecution()
 
 
+class Cache(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[cache]. Answers to repeatable requests, kept in memory: at most so many, and so many MiB, for so long."""
+
+    enabled: bool = False
+    entries: Positive = 1000
+    mb: Annotated[float, Meta(gt=0)] = 64
+    ttl_s: Annotated[float, Meta(gt=0)] = 3600
+
+
 class Tier(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """[tiers.NAME]. None: no limit."""
 
@@ -174,6 +188,7 @@ class Settings(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
     tools: Tools = Tools()
+    cache: Cache = Cache()
     tiers: dict[str, Tier] = {}
 
     @property
@@ -200,13 +215,15 @@ class _File(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
     tools: Tools = Tools()
+    cache: Cache = Cache()
     tiers: dict[str, Tier] = {}
 
 
+_UPSTREAM = ("health_interval_s", "breaker_failures", "breaker_rest_s")
 ENGINE_KEYS: dict[str, frozenset[str]] = {
     "llama": frozenset({"model", "mmproj", "context", "slots", "threads", "gpu_layers", "timeout_s"}),
-    "openai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries", "context"}),
-    "xai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries"}),
+    "openai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries", "context", *_UPSTREAM}),
+    "xai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries", *_UPSTREAM}),
     "echo": frozenset(),
     "wordllama": frozenset({"context"}),
 }
@@ -278,7 +295,7 @@ def _resolve(where: str, tree: dict[str, Any]) -> str:
 
 def _known(key: str) -> str:
     table: Any = {
-        "": _File, "server": Server, "store": Store, "limits": Limits, "fetch": Fetch, "tools": Tools,
+        "": _File, "server": Server, "store": Store, "limits": Limits, "fetch": Fetch, "tools": Tools, "cache": Cache,
         "tools.web_search": WebSearch, "tools.x_search": XSearch, "tools.code_execution": CodeExecution,
     }.get(key)  # fmt: skip
     if table is None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from jubal import config
 from jubal.cli import doctor
 from tests.cli.conftest import Cli
+from tests.fake_upstream import Behaviour, lists, refuses, upstream
 from tests.server import Server, free_port
 
 CHECKS = ["python", "platform", "config", "home", "disk", "model", "store", "port", "sandbox", "code"]
@@ -138,3 +140,35 @@ def test_code_execution_is_run_for_real_or_said_to_be_off() -> None:
     if found.status == "ok":
         assert found.detail.startswith("bubblewrap: ready, 0 of 16 interpreters in use")
     assert "switched off" in doctor.check_code_execution(config.CodeExecution(enabled=False)).detail
+
+
+UPSTREAM = '[server]\nport = {port}\n[engines.box]\nkind = "openai"\nbase_url = "{url}"\n[models."grok-4"]\nengine = "box"\nupstream = "up"\n'
+
+
+@pytest.mark.parametrize(
+    ("models", "status", "says"),
+    [
+        (lists("up", "other"), "ok", "answers"),
+        (lists("other"), "warn", "does not list up"),
+        (lists("up:latest"), "ok", "answers"),
+        (refuses(401), "warn", "refused our key"),
+        (refuses(503), "warn", "HTTP 503"),
+        (None, "ok", "answers"),
+    ],
+)
+def test_an_upstream(cli: Cli, tmp_path: Path, models: Behaviour | None, status: str, says: str) -> None:
+    async def look() -> dict[str, Any]:
+        async with upstream(refuses(500), models=models) as there:
+            file = write(tmp_path, UPSTREAM.format(port=free_port(), url=there.url))
+            return (await asyncio.to_thread(checks, cli, "--config", file))[1]["upstream"]
+
+    found = asyncio.run(look())
+    assert (found["status"], says in found["detail"]) == (status, True), found
+    assert (status == "ok") or found["mend"]
+
+
+def test_an_upstream_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
+    file = write(tmp_path, UPSTREAM.format(port=free_port(), url=f"http://127.0.0.1:{free_port()}/v1"))
+    code, found = checks(cli, "--config", file)
+    assert (code, found["upstream"]["status"]) == (0, "warn"), "it may come later"
+    assert "can't be reached" in found["upstream"]["detail"]

@@ -24,6 +24,7 @@ from jubal.core.money import Price
 from jubal.core.usage import Usage
 from jubal.records import deferred as records
 from jubal.serving.admission import Admission
+from jubal.serving.breaker import Breaker, never
 from jubal.serving.deferred import ATTEMPTS_MAX, Deferred
 from jubal.serving.pipeline import Pipeline, Served
 from jubal.testing import Hang, ScriptedEngine
@@ -73,7 +74,13 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(
-    store: Store, engine: ScriptedEngine, *, now: Callable[[], int], working: bool = True, **options: float
+    store: Store,
+    engine: ScriptedEngine,
+    *,
+    now: Callable[[], int],
+    working: bool = True,
+    breaker: Breaker | None = None,
+    **options: float,
 ) -> AsyncGenerator[Gateway, None]:
     """A pipeline and a worker that polls fast. One key is made where there is none."""
     if not store.read(keys.listing):
@@ -84,7 +91,11 @@ async def gateway(
     log = GroupCommit(store, usage.record)
     model = Model("grok-4", engine.name, "up", price=Price(3, 1, 5))
     pipeline = Pipeline(
-        Catalogue.of([model]), {engine.name: Served(engine, admission)}, KeyRing(store), MemoryLimiter(), log
+        Catalogue.of([model]),
+        {engine.name: Served(engine, admission, breaker or never())},
+        KeyRing(store),
+        MemoryLimiter(),
+        log,
     )
     jobs = Deferred(store, pipeline, DIALECT, now_us=now, **{"poll_s": 0.02, "lease_s": 60.0, **options})  # type: ignore[arg-type]
     if working:
@@ -281,16 +292,63 @@ async def test_the_worker_sweeps_what_has_expired(sqlite_store: Store) -> None:
         assert sqlite_store.transact(records.sweep, now.us) == 0, "nothing is left to sweep"
 
 
-async def test_no_tokens_stay_held_for_a_job_that_may_run_elsewhere(
+def held_tokens(one: Gateway, caller: Caller) -> int:
+    limiter = one.pipeline._limiter
+    assert isinstance(limiter, MemoryLimiter)
+    return limiter._allowances[caller.key_id].held
+
+
+async def test_tokens_are_not_held_for_ever_for_a_job_that_may_run_elsewhere(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with gateway(sqlite_store, ScriptedEngine(GOOD), now=Now(), working=False) as one:
+    async with gateway(sqlite_store, ScriptedEngine(GOOD), now=Now(), working=False, tokens_count_s=0.2) as one:
         limited = Caller(one.caller.key_id, one.caller.team_id, one.caller.acl, tpm=600)
         monkeypatch.setattr(records, "WAITING_MAX", 1)
         await one.submit(caller=limited)
         for _ in range(5):  # refused: their tokens are given back, or the third would be too fast
             with pytest.raises(AtCapacity):
                 await one.submit(caller=limited)
-        limiter = one.pipeline._limiter
-        assert isinstance(limiter, MemoryLimiter)
-        assert limiter._allowances[limited.key_id].held == 0
+        assert held_tokens(one, limited) > 0
+        async with asyncio.timeout(10):
+            while held_tokens(one, limited):
+                await asyncio.sleep(0.02)
+
+
+async def test_a_stop_leaves_no_tokens_held(sqlite_store: Store) -> None:
+    async with gateway(sqlite_store, ScriptedEngine(GOOD), now=Now(), working=False) as one:
+        limited = Caller(one.caller.key_id, one.caller.team_id, one.caller.acl, tpm=600)
+        await one.submit(caller=limited)
+        await one.jobs.stop()
+        assert held_tokens(one, limited) == 0
+
+
+async def test_tokens_that_a_job_did_not_use_are_given_back_when_it_has_ended(sqlite_store: Store) -> None:
+    async with gateway(sqlite_store, ScriptedEngine(GOOD), now=Now()) as one:
+        limited = Caller(one.caller.key_id, one.caller.team_id, one.caller.acl, tpm=600)
+        for _ in range(6):  # each takes 261 at first and uses 12
+            request_id = await one.submit(caller=limited)
+            assert (await one.fetch(request_id))[0] == 200
+            async with asyncio.timeout(10):
+                while held_tokens(one, limited):
+                    await asyncio.sleep(0.01)
+
+
+async def test_jobs_wait_for_an_engine_that_rests(sqlite_store: Store) -> None:
+    """They used to be asked of it one after the other; with a breaker that fails at once, all of them would be lost in a moment."""
+    engine = ScriptedEngine((EngineUnavailable("away"),), (EngineUnavailable("away"),), GOOD)
+    now = Now()
+    breaker = Breaker(engine.name, failures_max=2, rest_s=0.5)
+    async with gateway(sqlite_store, engine, now=now, breaker=breaker) as one:
+        lost = [await one.submit("lost"), await one.submit("lost")]
+        assert [(await one.fetch(request_id))[0] for request_id in lost] == [503, 503]
+        assert breaker.state == "open"
+        kept = await one.submit("kept")
+        async with asyncio.timeout(10):
+            while True:
+                now.us += 3_000_000  # past the pause of a job that was given back
+                status, body = await one.jobs.fetch(one.caller, kept)
+                if status != 202:
+                    break
+                await asyncio.sleep(0.02)
+        assert status == 200, body
+        assert len(engine.turns) == 3

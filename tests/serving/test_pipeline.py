@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -32,7 +32,9 @@ from jubal.core.model import Catalogue, Model, Weights
 from jubal.core.money import Price
 from jubal.core.tally import estimate_prompt
 from jubal.core.usage import Usage
+from jubal.engines.base import EngineState, EngineStatus
 from jubal.serving.admission import Admission
+from jubal.serving.breaker import Breaker
 from jubal.serving.pipeline import Pipeline, Served
 from jubal.testing import Hang, ScriptedEngine
 from jubal.testing.engines import Step
@@ -65,10 +67,17 @@ class Keys:
 
 
 def pipeline(
-    *engines: ScriptedEngine, log: Log | None = None, queued_max: int = 5, running_max: int | None = None
+    *engines: ScriptedEngine,
+    log: Log | None = None,
+    queued_max: int = 5,
+    running_max: int | None = None,
+    breaker: Breaker | None = None,
 ) -> tuple[Pipeline, Log]:
+    """breaker: of the first engine."""
     log = log or Log()
     served = {engine.name: Served(engine, Admission(engine.name, running_max, queued_max)) for engine in engines}
+    if breaker is not None:
+        served[engines[0].name] = replace(served[engines[0].name], breaker=breaker)
     names = [engine.name for engine in engines]
     model = Model(
         "grok-4", names[0], "up", aliases=("g4",), input=("text", "image"), fallback=tuple(names[1:]), price=PRICE
@@ -238,6 +247,76 @@ async def test_a_full_queue_refuses_without_a_row() -> None:
         await run(made)
     assert not log.rows
     await first.aclose()
+
+
+async def test_an_engine_at_its_own_limit_has_a_fallback_and_our_full_queue_has_none() -> None:
+    made, log = pipeline(ScriptedEngine((AtCapacity("429"),)), ScriptedEngine(GOOD, name="spare"))
+    await run(made)
+    assert [row.engine for row in log.rows] == ["spare"]
+    spare = ScriptedEngine(GOOD, name="spare")
+    made, _ = pipeline(ScriptedEngine((TextDelta("a"), Hang())), spare, running_max=1, queued_max=0)
+    first = made.run(made.admit(CALLER, "chat", ASKED, request_id="r1"))
+    await anext(first)
+    with pytest.raises(AtCapacity, match="queue"):
+        await run(made)
+    assert not spare.turns
+    await first.aclose()
+
+
+async def test_while_an_engine_rests_its_fallback_is_asked_at_once_and_without_one_nobody() -> None:
+    now = [0.0]
+    away = (EngineUnavailable("away"),)
+    engine, spare = ScriptedEngine(away, away, GOOD), ScriptedEngine(GOOD, name="spare")
+    breaker = Breaker("scripted", failures_max=2, rest_s=5, clock=lambda: now[0])
+    made, log = pipeline(engine, spare, breaker=breaker)
+    for _ in range(4):
+        await run(made)
+    assert len(engine.turns) == 2
+    now[0] = 5
+    await run(made)
+    await run(made)
+    assert [row.engine for row in log.rows] == ["spare"] * 4 + ["scripted"] * 2
+
+    made, log = pipeline(
+        ScriptedEngine(away), breaker=Breaker("scripted", failures_max=1, rest_s=5, clock=lambda: now[0])
+    )
+    with pytest.raises(EngineUnavailable, match="away"):
+        await run(made)
+    now[0] = 6.5
+    with pytest.raises(EngineUnavailable, match=r"`scripted` failed 1 times.*4 s") as caught:
+        await run(made)
+    assert caught.value.retry_after_s == 3.5
+    assert [row.status for row in log.rows] == ["failed"], "no engine was asked: no row"
+
+
+async def test_who_waits_for_an_engine_that_begins_to_rest_is_not_sent_to_it() -> None:
+    engine, spare = ScriptedEngine((Hang(0.2), EngineUnavailable("away"))), ScriptedEngine(GOOD, name="spare")
+    made, log = pipeline(engine, spare, running_max=1, breaker=Breaker("scripted", failures_max=1, rest_s=60))
+    await asyncio.gather(run(made), run(made), run(made))
+    assert len(engine.turns) == 1
+    assert [row.engine for row in log.rows] == ["spare"] * 3
+
+
+@pytest.mark.parametrize(
+    ("live", "state", "paid"), [(False, "ready", True), (True, "ready", False), (False, "starting", False)]
+)
+async def test_a_whole_answer_that_nobody_waits_for_pays_for_the_prompt_where_an_engine_worked(
+    live: bool, state: EngineState, paid: bool
+) -> None:
+    engine = ScriptedEngine((Hang(),))
+    engine.state = EngineStatus(state)
+    made, log = pipeline(engine)
+    asked = replace(ASKED, live=live)
+    task = asyncio.ensure_future(run(made, asked))
+    while not engine.turns:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait((task,))
+    [row] = log.rows
+    prompt = estimate_prompt(asked) if paid else 0
+    assert (row.status, row.prompt_tokens, row.completion_tokens) == ("cancelled", prompt, 0)
+    assert row.cost_in_usd_ticks == prompt * PRICE.input
+    assert row.estimated is paid
 
 
 async def test_what_is_refused_before_any_work() -> None:

@@ -96,6 +96,7 @@ def _findings(config_file: Path | None, full: bool) -> Iterator[Finding]:
     yield check_home(settings.home)
     yield check_disk(settings.home)
     yield from check_models(settings, full)
+    yield from check_upstreams(settings)
     yield check_store(settings)
     yield check_port(settings.server)
     yield check_sandbox()
@@ -263,6 +264,48 @@ def check_llama() -> Finding:
             "llama.cpp", "warn", "loads, but this CPU has no AVX2", "expect slow answers, or use a newer CPU"
         )
     return Finding("llama.cpp", "ok", f"loads; uses {' '.join(features)}")
+
+
+# ------------------------------------------------------------------------------------------------------ the upstreams
+
+
+def check_upstreams(settings: config.Settings) -> Iterator[Finding]:
+    """Each engine that is a server elsewhere and that a model needs: does it answer, take our key, know our models?"""
+    from jubal import app, catalogue
+
+    models = (*catalogue.build(settings), *catalogue.embedding_models(settings))
+    for name, engine in settings.engines.items():
+        asked = frozenset(model.upstream for model in models if name in (model.engine, *model.fallback))
+        if engine.kind in app.UPSTREAM_KINDS and asked:
+            yield _check_upstream(name, engine, asked)
+
+
+def _check_upstream(name: str, engine: config.Engine, asked: frozenset[str]) -> Finding:
+    import asyncio
+
+    from jubal import app
+
+    try:
+        probe = app.make_probe(name, engine)
+    except config.ConfigError as error:
+        return Finding("upstream", "fail", str(error), "set that variable where `jubal serve` runs")
+    assert probe is not None
+    status = asyncio.run(probe.probe())
+    what = f"the engine {name}"
+    if status.state == "failed":
+        mend = f"check engines.{name}, and that the server runs; models without a fallback are not answered meanwhile"
+        return Finding("upstream", "warn", f"{what}: {status.reason}", mend)
+    if status.reason:
+        return Finding("upstream", "warn", f"{what}: {status.reason}", f"check engines.{name}")
+    if missing := probe.unlisted(asked):
+        known = ", ".join(sorted(probe.facts.models or ())[:10])
+        return Finding(
+            "upstream",
+            "warn",
+            f"{what} does not list {', '.join(missing)}",
+            f"set `upstream` of the model to a name that it knows, such as: {known}",
+        )
+    return Finding("upstream", "ok", f"{what} answers")
 
 
 # ---------------------------------------------------------------------------------------------------------- the store

@@ -174,6 +174,7 @@ class Generation:
     reasoning: how much to think before the answer, as a budget; None: the model's own habit.
     prompts: each to go on from as it stands, without a chat template; then messages are empty. Empty: answer the messages.
     suffix: what comes after the text that is wanted; None: nothing, or unknown.
+    cache: an answer that was given before to the same request may be given again.
     inline_citations: sources are cited in the text, as `[[1]](url)`.
     output: None for text. logprobs: tell each token's probability and that of so many likely others, 0..20; None: don't.
     """
@@ -192,7 +193,7 @@ class Generation:
     reasoning: Effort | None = None
     prompts: tuple[Prompt, ...] = ()
     suffix: str | None = None
-
+    cache: bool = True
     inline_citations: bool = False
 
     @property

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from functools import cache
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -58,6 +58,9 @@ from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus, Weights
 from jubal.engines.sse import SSEDecoder
 from jubal.engines.thinking import ThinkSplitter
+
+if TYPE_CHECKING:
+    from jubal.engines.upstream import UpstreamFacts
 
 S = TypeVar("S", bound=msgspec.Struct)
 C = TypeVar("C", bound=msgspec.Struct)
@@ -656,7 +659,7 @@ class OpenAICompatEngine:
     """Any server that speaks the OpenAI chat dialect.
 
     base_url: up to and with /v1. retries: further tries after one that failed before its first event.
-    context: the window in tokens if the operator tells, else None.
+    context: the window in tokens if the operator tells, else None. facts: what somebody else learns of the server meanwhile.
     """
 
     def __init__(
@@ -669,6 +672,7 @@ class OpenAICompatEngine:
         timeout_s: float = 600,
         retries: int = 3,
         context: int | None = None,
+        facts: UpstreamFacts | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.name = name
@@ -680,6 +684,7 @@ class OpenAICompatEngine:
         self._timeout_s = timeout_s
         self._retries = retries
         self._context = context
+        self._facts = facts
         self._sleep = sleep
         self._session: aiohttp.ClientSession | None = None
         self._weights: dict[str, Weights] = {}
@@ -697,15 +702,20 @@ class OpenAICompatEngine:
             await session.close()
 
     def status(self) -> EngineStatus:
-        return EngineStatus("stopped" if self._session is None else "ready")
+        if self._session is None:
+            return EngineStatus("stopped")
+        return EngineStatus("ready") if self._facts is None else self._facts.status
 
     def weights(self, model: str) -> Weights:
+        context = self._context
+        if context is None and self._facts is not None:
+            context = self._facts.contexts.get(model)
         found = self._weights.get(model)
-        if found is None:
+        if found is None or found.context != context:
             found = Weights(
                 model,
                 upstream_fingerprint(self._base_url, model),
-                self._context,
+                context,
                 ("text", "image"),
                 tools=True,
                 json=True,

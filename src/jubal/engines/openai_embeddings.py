@@ -12,7 +12,7 @@ import binascii
 import math
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import aiohttp
 import msgspec
@@ -31,6 +31,9 @@ from jubal.engines.openai_compat import (
     upstream_headers,
     upstream_session,
 )
+
+if TYPE_CHECKING:
+    from jubal.engines.upstream import UpstreamFacts
 
 Encoding: TypeAlias = Literal["base64", "float"]
 
@@ -171,7 +174,7 @@ class OpenAIEmbedder:
     """Any server with an OpenAI-compatible /v1/embeddings.
 
     base_url: up to and with /v1. retries: further tries after one that failed. context: longest input in tokens if the operator
-    tells, else None.
+    tells, else None. facts: what somebody else learns of the server meanwhile.
     """
 
     def __init__(
@@ -184,6 +187,7 @@ class OpenAIEmbedder:
         timeout_s: float = 600,
         retries: int = 3,
         context: int | None = None,
+        facts: UpstreamFacts | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.name = name
@@ -194,6 +198,7 @@ class OpenAIEmbedder:
         self._timeout_s = timeout_s
         self._retries = retries
         self._context = context
+        self._facts = facts
         self._sleep = sleep
         self._encoding: Encoding = "base64"
         self._session: aiohttp.ClientSession | None = None
@@ -211,10 +216,17 @@ class OpenAIEmbedder:
             await session.close()
 
     def status(self) -> EngineStatus:
-        return EngineStatus("stopped" if self._session is None else "ready")
+        if self._facts is not None and self._facts.status.state == "failed":
+            return self._facts.status  # also before the first request: somebody else asked
+        if self._session is None:
+            return EngineStatus("stopped")
+        return EngineStatus("ready") if self._facts is None else self._facts.status
 
     def weights(self, model: str) -> Weights:
-        return Weights(model, upstream_fingerprint(self._base_url, model), self._context)
+        context = self._context
+        if context is None and self._facts is not None:
+            context = self._facts.contexts.get(model)
+        return Weights(model, upstream_fingerprint(self._base_url, model), context)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """One that failed in the middle is asked for again as well: nothing of it was passed on."""

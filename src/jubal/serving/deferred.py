@@ -18,6 +18,7 @@ import structlog
 
 from jubal.accounts import keys
 from jubal.accounts.keys import Caller
+from jubal.accounts.limits import Ticket
 from jubal.accounts.store import Store
 from jubal.accounts.usage import UsageRow
 from jubal.core.errors import AtCapacity, InternalError, JubalError, NotFound, StoreUnavailable
@@ -34,6 +35,8 @@ RUNNING_MAX: Final = 3
 POLL_S: Final = 1.0
 """How soon a job is found that another gateway took in, or lost."""
 LEASE_S: Final = 60.0
+TOKENS_COUNT_S: Final = 60.0
+"""A limit is per minute."""
 BUSY_PAUSE_S: Final = 2.0
 """How long a job stays away from an engine that has a queue."""
 SWEEP_S: Final = 60.0
@@ -58,6 +61,7 @@ class Deferred:
         running_max: int = RUNNING_MAX,
         poll_s: float = POLL_S,
         lease_s: float = LEASE_S,
+        tokens_count_s: float = TOKENS_COUNT_S,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._store = store
@@ -66,11 +70,13 @@ class Deferred:
         self._running_max = running_max
         self._poll_s = poll_s
         self._lease_s = lease_s
+        self._tokens_count_s = tokens_count_s
         self._now_us = now_us
         self._wake = asyncio.Event()
         self._stopping = False
         self._loop: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._held: dict[str, tuple[Ticket, int, asyncio.TimerHandle]] = {}
         self._sweep_at_us = 0
 
     # ------------------------------------------------------------------------------------------ for callers
@@ -78,6 +84,7 @@ class Deferred:
     async def submit(self, admitted: Admitted, body: bytes) -> None:
         """Returns when the job is durable. Raises `AtCapacity`, `StoreUnavailable`."""
         kept = False
+        self._hold(admitted)  # before the job can be claimed
         try:
             await self._store.run(
                 deferred.submit,
@@ -89,8 +96,24 @@ class Deferred:
             )
             kept = True
         finally:
-            self._pipeline.put_off(admitted, kept=kept)
+            if not kept:
+                self._let_go(admitted.request_id, 0)
         self._wake.set()
+
+    def _hold(self, admitted: Admitted) -> None:
+        """Its tokens stay taken until it has ended here. Not for longer than they count: after a minute they have left the limit,
+        and who knows which gateway runs it."""
+        if admitted.ticket.open:  # somebody limits it
+            over = asyncio.get_running_loop().call_later(self._tokens_count_s, self._let_go, admitted.request_id, None)
+            self._held[admitted.request_id] = (admitted.ticket, admitted.tokens_taken, over)
+
+    def _let_go(self, request_id: str, used_tokens: int | None) -> None:
+        """used_tokens: None where that is not known, and it counts as all it may use."""
+        held = self._held.pop(request_id, None)
+        if held is not None:
+            ticket, taken, over = held
+            over.cancel()
+            self._pipeline.put_off(ticket, 0 if used_tokens is None else taken - used_tokens)
 
     async def fetch(self, caller: Caller, request_id: str) -> tuple[int, bytes]:
         """The status and body to answer with: 202 and none until the job has ended; after that what it ended with, once.
@@ -125,6 +148,8 @@ class Deferred:
             await self._loop
         for task in self._running:
             task.cancel()
+        for request_id in tuple(self._held):
+            self._let_go(request_id, None)
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _work(self) -> None:
@@ -186,6 +211,7 @@ class Deferred:
         try:
             ended = await self._attempt(job)
             await self._finish(job, ended)
+            self._let_go(job.request_id, _used(ended.usage))
         except AtCapacity:
             await self._give_back(job, self._now_us() + int(BUSY_PAUSE_S * 1e6))
             raise asyncio.CancelledError from None  # no reason to look for work at once
@@ -211,6 +237,8 @@ class Deferred:
             )
             if self._pipeline.engines[admitted.model.engine].admission.queued:
                 raise AtCapacity("Others wait for the engine.")
+            if self._pipeline.rests(admitted.model):
+                raise AtCapacity("The engine rests after failures.")
             completion = await fold(self._pipeline.run(admitted))
             return Ended("done", 200, asked.whole(completion), row.usage)
         except (AtCapacity, StoreUnavailable):
@@ -251,6 +279,10 @@ class Deferred:
                 break
         log.warning("a deferred request lost its lease", request_id=job.request_id)
         task.cancel()
+
+
+def _used(row: UsageRow | None) -> int:
+    return 0 if row is None else row.prompt_tokens + row.completion_tokens + row.reasoning_tokens
 
 
 class _Kept:

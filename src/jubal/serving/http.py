@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
@@ -429,7 +430,12 @@ class HttpApp:
     async def _admit(self, exchange: Exchange, dialect: Dialect) -> tuple[Asked, Admitted, bytes]:
         caller, body = await self._json_of_caller(exchange)
         asked = dialect.parse(body)
-        admitted = self._pipeline.admit(caller, dialect.endpoint, asked.generation, request_id=exchange.id)
+        generation = asked.generation
+        if self._pipeline.caches and "no-cache" in (exchange.header(b"cache-control") or "").lower():
+            generation = replace(generation, cache=False)
+        admitted = self._pipeline.admit(
+            caller, dialect.endpoint, generation, request_id=exchange.id, repeatable=not asked.deferred
+        )
         return asked, admitted, body
 
     async def _whole(self, exchange: Exchange, asked: Asked, admitted: Admitted, events: Events) -> None:

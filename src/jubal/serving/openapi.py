@@ -22,17 +22,26 @@ DESCRIPTION: Final = (
 
 
 class EngineHealth(msgspec.Struct):
-    """reason: why it is not ready."""
+    """breaker: closed while it is asked, open while it rests after failures in a row, half_open while one request tries.
+
+    asked_again_in_s: when its rest is over. reason: why it is not ready, or what is wrong with it all the same.
+    """
 
     kind: str
     state: Literal["stopped", "starting", "ready", "failed"]
     running: int
     queued: int
+    breaker: Literal["closed", "open", "half_open"]
+    failures_in_a_row: int | UnsetType = UNSET
+    asked_again_in_s: float | UnsetType = UNSET
     reason: str | UnsetType = UNSET
 
 
 class Health(msgspec.Struct):
-    """200 once every engine is ready, 503 before and after."""
+    """200 while every model has an engine that answers, be it a fallback; 503 where one has none.
+
+    ok: every engine is ready. starting: some are not yet. degraded: some failed, or rest after failures.
+    """
 
     status: Literal["ok", "starting", "degraded"]
     version: str

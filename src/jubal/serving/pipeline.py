@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import structlog
@@ -26,6 +26,7 @@ from jubal.agent.toolbox import Toolbox
 from jubal.core.embedding import EmbeddingRequest, Embeddings
 from jubal.core.embedding import estimate_prompt as estimate_embedding
 from jubal.core.errors import (
+    AtCapacity,
     BadRequest,
     ContextTooLong,
     EngineError,
@@ -45,6 +46,8 @@ from jubal.engines.base import Engine, Weights
 from jubal.engines.embedder import Embedder
 from jubal.engines.tokenizer import TokenCounter, Tokenizer
 from jubal.serving.admission import Admission
+from jubal.serving.breaker import Breaker, never
+from jubal.serving.cache import Kept, Recorder, ResponseCache, key_of
 from jubal.serving.images import Images
 
 log = structlog.get_logger("jubal.pipeline")
@@ -55,6 +58,8 @@ ESTIMATE_SPREAD: Final = 16
 ANSWER_TOKENS_GUESSED: Final = 256
 """What the token limit is charged at first for an answer whose length the caller did not bound; the difference is given back."""
 
+CACHE: Final = "cache"
+"""The engine of a usage row whose answer had been given before."""
 
 _RANDOM: Final = random.SystemRandom()
 _ids: Final = random.Random(_RANDOM.getrandbits(256))  # noqa: S311  ids name requests, they protect nothing
@@ -86,18 +91,20 @@ class UsageLog(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An engine and the door in front of it."""
+    """An engine and the door in front of it, which the breaker shuts."""
 
     engine: Engine
     admission: Admission
+    breaker: Breaker = field(default_factory=never)
 
 
 @dataclass(frozen=True, slots=True)
 class ServedEmbedder:
-    """An embedder and the door in front of it."""
+    """An embedder and the door in front of it, which the breaker shuts."""
 
     embedder: Embedder
     admission: Admission
+    breaker: Breaker = field(default_factory=never)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,8 @@ class Embedded:
 class Admitted:
     """A request that may run. tokens_taken: what the token limit was charged at first. began_s: by the pipeline's clock.
 
-    usage_log: where its usage row goes; None for the pipeline's own.
+    usage_log: where its usage row goes; None for the pipeline's own. cache_key: under which its answer is kept; None: it is not.
+    kept: the answer that was found there.
     """
 
     request_id: str
@@ -126,9 +134,14 @@ class Admitted:
     tokens_taken: int
     began_s: float
     usage_log: UsageLog | None = None
+    cache_key: bytes | None = None
+    kept: Kept | None = None
 
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
-        return ticket_headers(self.ticket)
+        headers = ticket_headers(self.ticket)
+        if self.cache_key is not None:
+            headers.append((b"x-jubal-cache", b"miss" if self.kept is None else b"hit"))
+        return headers
 
 
 def ticket_headers(ticket: Ticket) -> list[tuple[bytes, bytes]]:
@@ -160,6 +173,7 @@ class Pipeline:
         *,
         embedding_models: Catalogue = NO_MODELS,
         embedders: Mapping[str, ServedEmbedder] = NO_EMBEDDERS,
+        cache: ResponseCache | None = None,
         toolbox: Toolbox = loop.NO_TOOLBOX,
         images: Images | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -175,10 +189,16 @@ class Pipeline:
         self._keys = keys
         self._limiter = limiter
         self._usage = usage
+        self._cache = cache
         self._clock = clock
         self._now = now
         self.new_id = new_id
         self._settling: set[asyncio.Task[None]] = set()
+
+    @property
+    def caches(self) -> bool:
+        """Answers to repeatable requests are kept."""
+        return self._cache is not None
 
     async def identify(self, authorization: str | None) -> Caller:
         """The caller behind an Authorization header. Raises `NotIdentified`, `NotAllowed`, `StoreUnavailable`."""
@@ -204,11 +224,13 @@ class Pipeline:
         *,
         request_id: str,
         later: UsageLog | None = None,
+        repeatable: bool = False,
     ) -> Admitted:
         """Everything that can refuse a request before work begins.
 
         later: for a request that was admitted before, and put off (`put_off`): its limits are not taken again, and its usage
         row goes there, so that whoever runs it decides which of its attempts counts.
+        repeatable: it may be answered from the cache.
 
         Raises `UnknownModel`, `NotAllowed`, `BadRequest` for what the model can't take, `TooFast`.
         """
@@ -220,11 +242,29 @@ class Pipeline:
             generation = replace(generation, reasoning=model.effort)
         tokens = estimate_prompt(generation) + (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED)
         ticket = self._limiter.take(caller, tokens) if later is None else UNLIMITED
-        return Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock(), later)
+        admitted = Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock(), later)
+        if self._cache is not None and repeatable:
+            self._look_up(admitted, self._cache)
+        return admitted
 
-    def put_off(self, admitted: Admitted, *, kept: bool) -> None:
-        """Closes an admitted request that will not run now. kept: it will run later, and counts as all it may use."""
-        self._limiter.give_back(admitted.ticket, 0 if kept else admitted.tokens_taken)
+    def _look_up(self, admitted: Admitted, cache: ResponseCache) -> None:
+        model = admitted.model
+        admitted.cache_key = key_of(
+            admitted.generation,
+            model=model.name,
+            fingerprint=self.weights(model).fingerprint,
+            team_id=admitted.caller.team_id,
+        )
+        if admitted.cache_key is not None:
+            admitted.kept = cache.get(admitted.cache_key)
+
+    def put_off(self, ticket: Ticket, unused_tokens: int) -> None:
+        """Closes what the limits hold of an admitted request that did not run as such: it runs later, or never."""
+        self._limiter.give_back(ticket, unused_tokens)
+
+    def rests(self, model: Model) -> bool:
+        """No engine of the model may be asked now."""
+        return all(self.engines[name].breaker.refuses_for_s for name in (model.engine, *model.fallback))
 
     def offers(self, kind: ModelKind) -> list[tuple[Model, Weights]]:
         """All models of a kind, each with what answers behind it."""
@@ -327,19 +367,23 @@ class Pipeline:
         However it ends, one usage row is committed; for a good answer before `Finished` is yielded.
         """
         account = _Account(admitted, self._clock)
+        recorder = self._recorder(admitted)
         try:
-            async with aclosing(self._answer(admitted, account)) as events:
+            async with aclosing(self._events(admitted, account)) as events:
                 async for event in events:
                     account.see(event)
+                    if recorder is not None:
+                        recorder.see(event)
                     if isinstance(event, Finished):
                         event = replace(event, cost_ticks=account.close("ok"), ended=int(self._now()))
                         await self._settle(admitted, account)
+                        self._keep(admitted, recorder)
                     yield event
         except JubalError as error:
             account.close("failed", error)
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            account.close("cancelled")
+            account.close("cancelled", unseen=self._works_unseen(admitted, account))
             raise
         except Exception as error:
             log.exception("request failed by a fault of ours", request_id=admitted.request_id)
@@ -352,6 +396,39 @@ class Pipeline:
             if not account.settled:
                 await self._shielded(self._settle(admitted, account))
 
+    def _works_unseen(self, admitted: Admitted, account: _Account) -> bool:
+        """An engine that was asked for a whole answer has read the prompt, though nothing of the answer is here.
+
+        Not where the engine is starting or away: then it has done nothing that anybody should pay for.
+        """
+        if admitted.generation.live or not account.asked or account.started:
+            return False
+        served = self.engines[account.engine]
+        return served.engine.status().state == "ready" and not served.breaker.failures
+
+    def _recorder(self, admitted: Admitted) -> Recorder | None:
+        if admitted.cache_key is None or admitted.kept is not None:
+            return None
+        return Recorder(self.weights(admitted.model).fingerprint)
+
+    def _keep(self, admitted: Admitted, recorder: Recorder | None) -> None:
+        if self._cache is not None and admitted.cache_key is not None and recorder is not None and recorder.kept:
+            self._cache.put(admitted.cache_key, recorder.kept)
+
+    def _events(self, admitted: Admitted, account: _Account) -> AsyncGenerator[Event, None]:
+        if admitted.kept is not None:
+            return self._again(admitted, admitted.kept, account)
+        return self._answer(admitted, account)
+
+    async def _again(self, admitted: Admitted, kept: Kept, account: _Account) -> AsyncGenerator[Event, None]:
+        """An answer that was given before: with the counts of then, and free."""
+        account.asks(CACHE, kept.fingerprint)
+        account.free = account.started = True
+        yield Started(admitted.request_id, int(self._now()), admitted.model.name, kept.fingerprint)
+        for piece in kept.pieces:
+            yield piece
+        yield Finished(kept.reasons, kept.usage, estimated=kept.estimated)
+
     async def _answer(self, admitted: Admitted, account: _Account) -> AsyncGenerator[Event, None]:
         """From the first engine of the model that gives a piece: its own, then its fallbacks."""
         model = admitted.model
@@ -363,26 +440,34 @@ class Pipeline:
             turn = admitted.generation
             if turn.model != model.upstream:
                 turn = replace(turn, model=model.upstream)
+            asked = False
             try:
-                async with served.admission:
-                    await self._check_window(model, served.engine, turn)
-                    account.asks(name, weights.fingerprint)
-                    async with aclosing(loop.run(turn, served.engine, self.toolbox)) as events:
-                        async for event in events:
-                            if not account.started:
-                                account.started = True
-                                yield Started(admitted.request_id, int(self._now()), model.name, weights.fingerprint)
-                            yield event
+                with served.breaker.attempt() as attempt:
+                    async with served.admission:
+                        attempt.check()
+                        asked = True
+                        await self._check_window(model, served.engine, turn)
+                        account.asks(name, weights.fingerprint)
+                        async with aclosing(loop.run(turn, served.engine, self.toolbox)) as events:
+                            async for event in events:
+                                if not account.started:
+                                    attempt.answered()
+                                    account.started = True
+                                    yield Started(
+                                        admitted.request_id, int(self._now()), model.name, weights.fingerprint
+                                    )
+                                yield event
                 return
-            except EngineError as error:
-                if account.started or number == len(names) - 1:
+            except (EngineError, AtCapacity) as error:
+                if account.started or number == len(names) - 1 or not _may_pass_on(error, asked):
                     raise
-                log.warning(
-                    "engine failed, asking its fallback",
-                    engine=name,
-                    error=error.message,
-                    request_id=admitted.request_id,
-                )
+                if asked:  # one that rests was told of when it began to
+                    log.warning(
+                        "engine failed, asking its fallback",
+                        engine=name,
+                        error=error.message,
+                        request_id=admitted.request_id,
+                    )
 
     def _engines_for(self, model: Model, generation: Generation) -> tuple[str, ...]:
         """The model's own engine, which was found able, and those of its fallbacks that see the images, if there are any."""
@@ -419,18 +504,22 @@ class Pipeline:
         names = (model.engine, *model.fallback)
         for number, name in enumerate(names):
             served = self.embedders[name]
+            asked = False
             try:
-                async with served.admission:
-                    work.asked = True
-                    work.engine, work.weights = name, served.embedder.weights(model.upstream).fingerprint
-                    await served.embedder.start()  # at the first request; nothing to do at the others
-                    work.made = await served.embedder.embed(replace(request, model=model.upstream))
+                with served.breaker.attempt() as attempt:
+                    async with served.admission:
+                        attempt.check()
+                        asked = work.asked = True
+                        work.engine, work.weights = name, served.embedder.weights(model.upstream).fingerprint
+                        await served.embedder.start()  # at the first request; nothing to do at the others
+                        work.made = await served.embedder.embed(replace(request, model=model.upstream))
                 work.status = "ok"
                 return
-            except EngineError as error:
-                if number == len(names) - 1:
+            except (EngineError, AtCapacity) as error:
+                if number == len(names) - 1 or not _may_pass_on(error, asked):
                     raise
-                log.warning("engine failed, asking its fallback", engine=name, error=error.message)
+                if asked:
+                    log.warning("engine failed, asking its fallback", engine=name, error=error.message)
 
     async def _settle(self, admitted: Admitted, account: _Account) -> None:
         """One usage row, and the tokens that the limiter was charged too many or too few.
@@ -438,7 +527,8 @@ class Pipeline:
         A request that no engine was asked for leaves no row.
         """
         account.settled = True
-        self._limiter.give_back(admitted.ticket, admitted.tokens_taken - account.usage.total)
+        used = 0 if account.free else account.usage.total
+        self._limiter.give_back(admitted.ticket, admitted.tokens_taken - used)
         if account.asked:
             log_of = admitted.usage_log or self._usage
             await log_of.commit(account.row(int(self._now() * 1_000_000)))
@@ -476,6 +566,11 @@ def _check_schemas(support: Support | None, generation: Generation) -> None:
             check(schema, where)
             if support is not None:
                 check_support(schema, support, where)
+
+
+def _may_pass_on(error: JubalError, asked: bool) -> bool:
+    """Whether the next engine may be asked: not where our own queue is full, which is there to keep work away."""
+    return asked or not isinstance(error, AtCapacity)
 
 
 @dataclass(slots=True)
@@ -525,7 +620,7 @@ class _Account:
 
     __slots__ = (
         "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "cost_ticks", "engine",
-        "settled", "started", "usage", "weights",
+        "free", "settled", "started", "usage", "weights",
     )  # fmt: skip
 
     def __init__(self, admitted: Admitted, clock: Callable[[], float]) -> None:
@@ -539,6 +634,7 @@ class _Account:
         self.engine = admitted.model.engine
         self.weights = ""
         self.asked = False
+        self.free = False
         self.started = False
         self.usage = NOTHING
         self.cost_ticks = 0
@@ -553,18 +649,19 @@ class _Account:
         if self._first_s is None and isinstance(event, TextDelta | ReasoningDelta):
             self._first_s = self._clock()
 
-    def close(self, status: str, error: JubalError | None = None) -> int:
+    def close(self, status: str, error: JubalError | None = None, *, unseen: bool = False) -> int:
         """The request is over: fixes usage and cost, and returns the cost in ticks.
 
-        A cut answer is paid for what was produced; one that failed by no fault of the caller's costs nothing.
+        A cut answer is paid for what was produced; one that failed by no fault of the caller's costs nothing. unseen: an engine
+        worked, and what it produced is not known: the prompt is paid for.
         """
         if self._ended_s == self._admitted.began_s:
             self._ended_s = self._clock()
         self._status = status
         self._error = (error.code or type(error).__name__) if error is not None else None
-        if status == "ok" or self.started:
+        if status == "ok" or self.started or unseen:
             self.usage = self._tally.usage(self._admitted.generation)
-        self.cost_ticks = 0 if status == "failed" else self._admitted.model.price.cost_ticks(self.usage)
+        self.cost_ticks = 0 if status == "failed" or self.free else self._admitted.model.price.cost_ticks(self.usage)
         return self.cost_ticks
 
     def row(self, now_us: int) -> UsageRow:

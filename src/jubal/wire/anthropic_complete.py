@@ -45,6 +45,7 @@ class _Request(msgspec.Struct):
     top_p: float | None = None
     stream: bool | None = None
     metadata: _Metadata | None = None
+    cache: bool | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Request)
@@ -82,6 +83,7 @@ def _generation(asked: _Request) -> Generation:
         bounds=Bounds(tokens_bound("max_tokens_to_sample", asked.max_tokens_to_sample)),
         live=bool(asked.stream),
         user=asked.metadata.user_id if asked.metadata else None,
+        cache=asked.cache is not False,
     )
 
 

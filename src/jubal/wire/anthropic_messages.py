@@ -135,6 +135,7 @@ class _Request(msgspec.Struct):
     output_config: _OutputConfig | None = None
     output_format: _Format | None = None
     max_turns: int | None = None
+    cache: bool | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Request)
@@ -164,6 +165,7 @@ def _generation(asked: _Request) -> Generation:
         output=_output(asked),
         reasoning=_effort(asked),
         inline_citations=bool(tools.server),
+        cache=asked.cache is not False,
     )
 
 

@@ -149,6 +149,7 @@ class _Request(msgspec.Struct):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     user: str | None = None
+    cache: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     tools: list[_Tool] | None = None
@@ -223,6 +224,7 @@ def _generation(asked: _Request) -> Generation:
         output=_output(asked.response_format),
         logprobs=_logprobs(asked),
         reasoning=_effort(asked.reasoning_effort),
+        cache=asked.cache is not False,
         inline_citations="inline_citations" in (asked.include or ()),
     )
 

@@ -65,6 +65,7 @@ class _Request(msgspec.Struct):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     user: str | None = None
+    cache: bool | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Request)
@@ -105,6 +106,7 @@ def _generation(asked: _Request) -> Generation:
         reasoning="none",  # this dialect has no place for it (xai-api.md 12)
         prompts=prompts,
         suffix=asked.suffix or None,
+        cache=asked.cache is not False,
     )
 
 
