@@ -262,7 +262,7 @@ def caching(*engines: ScriptedEngine) -> tuple[Pipeline, Log]:
     from jubal.accounts.limits import MemoryLimiter
 
     cache = ResponseCache(entries_max=10, bytes_max=1 << 20, ttl_s=60)
-    return Pipeline(Catalogue.of([model]), served, Keys(), MemoryLimiter(), log, cache=cache), log
+    return Pipeline(Catalogue.of([model]), served, Keys(), MemoryLimiter(), log, cache=cache, now=lambda: 1000.0), log
 
 
 async def ask(made: Pipeline, request_id: str, generation: Generation = GREEDY, team: str = "team") -> list[Event]:
@@ -278,7 +278,7 @@ async def test_the_second_answer_is_free_and_asks_no_engine() -> None:
     second = await ask(made, "r2", replace(GREEDY, model="g4", live=False))
     assert len(engine.turns) == 1
     assert isinstance(first[-1], Finished)
-    assert second[1:] == [TextDelta("ab"), Finished(("stop",), Usage(10, 2, 4), 0)]
+    assert second[1:] == [TextDelta("ab"), Finished(("stop",), Usage(10, 2, 4), 0, ended=1000)]
     assert first[-1].cost_ticks
     assert isinstance(second[0], Started)
     assert (second[0].id, second[0].fingerprint) == ("r2", FP)
