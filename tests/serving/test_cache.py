@@ -86,7 +86,8 @@ CHANGED: dict[str, Generation] = {
     "output": replace(GREEDY, output=JsonOutput()),
     "logprobs": replace(GREEDY, logprobs=0),
     "reasoning": replace(GREEDY, reasoning="low"),
-    "prompt": replace(GREEDY, prompt="hi"),
+    "prompts": replace(GREEDY, prompts=("hi",)),
+    "suffix": replace(GREEDY, suffix="hi"),
     "inline_citations": replace(GREEDY, inline_citations=True),
 }
 UNCHANGED: dict[str, Generation] = {

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from jubal import app, config
+from jubal.core.errors import EngineUnavailable
+from jubal.serving.breaker import Breaker, never
 from jubal.serving.openapi import TABLES, describe
+from jubal.testing import ScriptedEngine
 from jubal.wire.openapi import Operation, document
 from tests.openapi_schemas import Described
+from tests.serving.test_pipeline import pipeline
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 OPERATIONS = [operation for table in TABLES for operation in table]
@@ -61,8 +65,12 @@ def _same_name(module: str) -> type:
 
 def test_health_keeps_to_its_description() -> None:
     described = Described(OPERATIONS)
-    _, body = app.health({}, {})
-    described.check("Health", body)
+    rests = Breaker("scripted", failures_max=1, rest_s=60)
+    with pytest.raises(EngineUnavailable), rests.attempt():
+        raise EngineUnavailable("away")
+    for breaker in (never(), rests):
+        made, _ = pipeline(ScriptedEngine(()), breaker=breaker)
+        described.check("Health", app.health(made)[1])
 
 
 def test_the_page_on_routes_lists_them_all() -> None:
