@@ -35,7 +35,11 @@ ROUNDS = 60
 
 def vocabulary() -> list[str]:
     tree = json.loads((_installed() / TOKENIZER_FILE).read_text())
-    words = sorted((token[1:], ident) for token, ident in tree["model"]["vocab"].items() if token[:1] == "▁" and token[1:].isalpha() and token[1:].isascii() and token[1:].islower() and len(token) > 3)
+    words = sorted(
+        (token[1:], ident)
+        for token, ident in tree["model"]["vocab"].items()
+        if token[:1] == "▁" and token[1:].isalpha() and token[1:].isascii() and token[1:].islower() and len(token) > 3
+    )
     return [word for word, _ in sorted(words, key=lambda one: one[1])]
 
 
@@ -93,7 +97,10 @@ def import_corpus(store: archive.Archive, file: Path) -> None:
         start = time.perf_counter()
         report = importing.import_posts(store, file, embed=embed, only_changed=embed is not None)
         taken = time.perf_counter() - start
-        print(f"{name}: {taken:.1f} s, {(report.added or report.embedded) / taken:,.0f} posts/s, peak memory {_peak_mb()} MB", flush=True)
+        print(
+            f"{name}: {taken:.1f} s, {(report.added or report.embedded) / taken:,.0f} posts/s, peak memory {_peak_mb()} MB",
+            flush=True,
+        )
 
 
 def _peak_mb() -> int:
@@ -140,7 +147,9 @@ def search_all(store: archive.Archive) -> None:
 
 def _users_and_threads(connection: Any, random_: random.Random) -> None:
     everything = scope_of(XSearch())
-    ids = [row[0] for row in connection.execute("SELECT id FROM post WHERE reply_to IS NOT NULL LIMIT 20000").fetchall()]
+    ids = [
+        row[0] for row in connection.execute("SELECT id FROM post WHERE reply_to IS NOT NULL LIMIT 20000").fetchall()
+    ]
     for name, work in {
         "users": lambda: archive.users(connection, f"user{random_.randint(1, AUTHORS)}", everything, 5),
         "thread": lambda: archive.thread(connection, random_.choice(ids), everything, 30) or [],
@@ -163,7 +172,9 @@ def _semantic(connection: Any, corpus: Corpus, random_: random.Random) -> None:
     }
     start = time.perf_counter()
     sketches.search(connection, embed(["a"])[0], scope_of(XSearch()), 10, -1)
-    print(f"first semantic search (weights and signs are loaded): {time.perf_counter() - start:.1f} s, peak memory {_peak_mb()} MB")
+    print(
+        f"first semantic search (weights and signs are loaded): {time.perf_counter() - start:.1f} s, peak memory {_peak_mb()} MB"
+    )
     for name, wanted in cases.items():
         times, found = [], 0
         for _ in range(ROUNDS):
@@ -176,24 +187,37 @@ def _semantic(connection: Any, corpus: Corpus, random_: random.Random) -> None:
     print(f"recall@10 of semantic, all: {_recall(connection, corpus, random_, embed, sketches):.3f}")
 
 
-def _recall(connection: Any, corpus: Corpus, random_: random.Random, embed: TextVectors, sketches: vectors.Sketches) -> float:
+def _recall(
+    connection: Any, corpus: Corpus, random_: random.Random, embed: TextVectors, sketches: vectors.Sketches
+) -> float:
     queries = embed([" ".join(corpus.text(random_.randrange(TOPICS)).split()[: 3 + index % 10]) for index in range(50)])
     best: list[list[tuple[float, int]]] = [[] for _ in queries]
     rows = connection.execute("SELECT key, f16 FROM vector")
     while some := rows.fetchmany(20_000):
         keys = [key for key, _ in some]
-        scores = np.frombuffer(b"".join(half for _, half in some), "<f2").reshape(len(some), -1).astype(np.float32) @ queries.T
+        scores = (
+            np.frombuffer(b"".join(half for _, half in some), "<f2").reshape(len(some), -1).astype(np.float32)
+            @ queries.T
+        )
         for index in range(len(queries)):
             top = np.argpartition(-scores[:, index], min(10, len(some) - 1))[:10]
-            best[index] = sorted(best[index] + [(float(scores[one, index]), keys[one]) for one in top], reverse=True)[:10]
+            best[index] = sorted(best[index] + [(float(scores[one, index]), keys[one]) for one in top], reverse=True)[
+                :10
+            ]
     everything = scope_of(XSearch())
-    hits = [len({key for _, key in exact} & {key for key, _ in sketches.search(connection, query, everything, 10, -1)}) for query, exact in zip(queries, best, strict=True)]
+    hits = [
+        len({key for _, key in exact} & {key for key, _ in sketches.search(connection, query, everything, 10, -1)})
+        for query, exact in zip(queries, best, strict=True)
+    ]
     return statistics.mean(hits) / 10
 
 
 def _tell(name: str, times: list[float], found: int) -> None:
     ordered = sorted(times)
-    print(f"{name:40} p50 {ordered[len(ordered) // 2]:7.1f} ms  p95 {ordered[int(len(ordered) * 0.95)]:7.1f} ms  found {found / len(times):.1f}", flush=True)
+    print(
+        f"{name:40} p50 {ordered[len(ordered) // 2]:7.1f} ms  p95 {ordered[int(len(ordered) * 0.95)]:7.1f} ms  found {found / len(times):.1f}",
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -40,15 +40,15 @@ CONNECTIONS_MAX: Final = 4
 """That are kept open for the next search."""
 CACHE_KIB: Final = 16_384
 """Of each connection, at most."""
-FEW: Final = 2_000
-"""So many matches are sorted by likes one by one; with more, the most liked are looked for first."""
+MMAP_BYTES: Final = 4 << 30
+"""Of the file that is read through the system's memory: vectors of candidates lie all over it."""
 TIER_MAX: Final = 20_000
 """Posts with likes of about the same size that are sorted, newest first where there are more."""
 TIER_TOP: Final = 14
 """4 ** 14 likes: more than any post has."""
 THREAD_UP_MAX: Final = 50
 
-SCHEMA: Final = f"""
+SCHEMA: Final = """
 CREATE TABLE author(
     id INTEGER PRIMARY KEY, handle TEXT NOT NULL COLLATE NOCASE UNIQUE, name TEXT NOT NULL, description TEXT NOT NULL,
     followers INTEGER, verified INTEGER, fold TEXT NOT NULL);
@@ -64,7 +64,6 @@ CREATE VIRTUAL TABLE words USING fts5(
 CREATE TABLE source(path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL);
 CREATE TABLE meta(name TEXT PRIMARY KEY, value NOT NULL);
 INSERT INTO meta VALUES ('generation', 0);
-PRAGMA user_version = {VERSION};
 """
 
 _POST_COLUMNS: Final = (
@@ -72,7 +71,10 @@ _POST_COLUMNS: Final = (
     " facet.views, post.reply_to, post.reply_to_author, post.conversation, post.quoted, post.kinds, post.links, post.media,"
     " author.name"
 )
-_POSTS: Final = f"SELECT post.key, {_POST_COLUMNS} FROM post JOIN facet ON facet.key = post.key JOIN author ON author.id = post.author"  # noqa: S608
+_POSTS: Final = (
+    f"SELECT post.key, {_POST_COLUMNS} FROM post"  # noqa: S608
+    " JOIN facet ON facet.key = post.key JOIN author ON author.id = post.author"
+)
 
 Row = Sequence[Any]
 
@@ -158,6 +160,7 @@ class Archive:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA temp_store = MEMORY")
         if self._made:
@@ -168,6 +171,7 @@ class Archive:
             if version == 0:
                 for statement in SCHEMA.split(";\n"):
                     connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
             elif version != VERSION:
                 raise XSearchError(
                     f"{self.file} was made by another release of Jubal (its version is {version}, this one reads {VERSION}). "
@@ -427,16 +431,14 @@ def matching(connection: sqlite3.Connection, made: Plan, limit: int, also: str =
 
 
 def _most_liked(connection: sqlite3.Connection, made: Plan, limit: int) -> list[int]:
-    """Few matches are sorted. Of many, those with most likes are looked for by the powers of four that the index holds."""
-    found = matching(connection, made, FEW)
-    if len(found) == FEW:
-        for power in range(TIER_TOP, -1, -1):
-            liked = matching(connection, made, TIER_MAX, fact(f"likes_{power}"))
-            if len(liked) >= limit:
-                found = liked
-                break
-        else:  # the rest has no likes at all, so that the newest come first
-            found = list(dict.fromkeys([*liked, *found]))
+    """Those with most likes are looked for first, by the powers of four that the index holds, and only they are sorted."""
+    found: list[int] = []
+    for power in range(TIER_TOP, -1, -1):
+        found = matching(connection, made, TIER_MAX, fact(f"likes_{power}"))
+        if len(found) >= limit:
+            break
+    else:  # the rest has no likes at all, so that the newest come first
+        found = list(dict.fromkeys([*found, *matching(connection, made, limit + len(found))]))
     return _by_likes(connection, found)[:limit]
 
 
@@ -461,7 +463,7 @@ def posts_of(connection: sqlite3.Connection, keys: Sequence[int]) -> list[Post]:
 def users(connection: sqlite3.Connection, query: str, scope: Scope, limit: int) -> list[tuple[Author, int]]:
     """Authors of posts in the store whose handle, name or description has all the words, with how many posts they have here:
     same handle first, then handles that begin so, then by followers."""
-    words = folded(query.replace("@", " ")).split()
+    words = folded(query.replace("@", " ").encode("utf-8", "replace").decode()).split()
     if not words:
         return []
     whole = "".join(words)
@@ -516,7 +518,7 @@ def thread(connection: sqlite3.Connection, ident: str, scope: Scope, limit: int)
 
 
 def _by_id(connection: sqlite3.Connection, ident: str) -> Post | None:
-    row = connection.execute(f"{_POSTS} WHERE post.id = ?", (ident,)).fetchone()  # noqa: S608
+    row = connection.execute(f"{_POSTS} WHERE post.id = ?", (ident,)).fetchone()
     return None if row is None else _post(row[1:])
 
 
@@ -553,14 +555,15 @@ def _downwards(connection: sqlite3.Connection, found: dict[str, Post], start: Po
 
 
 def stats(connection: sqlite3.Connection, file: Path) -> Stats:
-    one = connection.execute(
+    posts, authors, embedded, pending, oldest, newest = connection.execute(
         "SELECT (SELECT count(*) FROM facet), (SELECT count(*) FROM author), (SELECT count(*) FROM vector),"
         " (SELECT count(*) FROM facet WHERE bits IS NULL),"
         " (SELECT min(created_ms) FROM post WHERE key = (SELECT min(key) FROM facet WHERE key >= ?)),"
         " (SELECT max(created_ms) FROM post WHERE key = (SELECT max(key) FROM facet WHERE key >= ?))",
         (TIMELESS_BELOW, TIMELESS_BELOW),
     ).fetchone()
-    return Stats(*one, bytes=sum(part.stat().st_size for part in file.parent.glob(file.name + "*")))
+    size = sum(part.stat().st_size for part in file.parent.glob(file.name + "*"))
+    return Stats(posts, authors, embedded, pending, oldest, newest, size)
 
 
 def is_empty(connection: sqlite3.Connection) -> bool:

@@ -23,6 +23,9 @@ VALUE_BYTES_MAX: Final = 64 << 20
 ARCHIVE_FILE: Final = re.compile(r"(?:tweets?|tweets?-part\d+)\.js")
 ACCOUNT_FILE: Final = "account.js"
 ACCOUNT_BYTES_MAX: Final = 1 << 20
+LINES_SUFFIXES: Final = (".jsonl", ".ndjson")
+HEAD: Final = 4_096
+"""Bytes within which an array of an X archive begins."""
 BOM: Final = b"\xef\xbb\xbf"
 SPACE: Final = b" \t\r\n"
 
@@ -142,7 +145,7 @@ def read(part: Part) -> Iterator[Read]:
     """The posts of one file with their authors; a `Position` now and then. Raises `XSearchError` where it can't be read on."""
     try:
         with part.open() as file:
-            for value in _values(file):
+            for value in _values(file, part.name):
                 if isinstance(value, Position):
                     yield value
                     continue
@@ -169,7 +172,7 @@ def _of_value(part: Part, line: int, data: bytes | str) -> Iterator[Read]:
 _Value: TypeAlias = "tuple[int, bytes | str]"
 
 
-def _values(file: IO[bytes]) -> Iterator[_Value | Position]:
+def _values(file: IO[bytes], name: str) -> Iterator[_Value | Position]:
     """The values of the file with their lines: those of its one array, of its lines, or all that stand one after another."""
     window = _Window(file)
     window.skip(SPACE + BOM)
@@ -181,7 +184,7 @@ def _values(file: IO[bytes]) -> Iterator[_Value | Position]:
     if window.peek(1) == b"[":
         window.take(1)
         yield from _elements(window, b"]")
-    elif _is_lines(window):
+    elif name.endswith(LINES_SUFFIXES) or _is_lines(window):
         yield from _lines(window)
     else:
         yield from _elements(window, b"")
@@ -289,7 +292,7 @@ class _Window:
 
     def seek_past(self, mark: bytes) -> bool:
         """Beyond the mark, which must come soon."""
-        found = self.peek(CHUNK).find(mark)
+        found = self.peek(HEAD).find(mark)
         self.take(max(0, found + len(mark)))
         return found >= 0
 

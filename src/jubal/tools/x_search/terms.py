@@ -146,7 +146,7 @@ def hash_of(text: str) -> int:
 
 
 def quoted(column: str, text: str) -> str:
-    escaped = text.replace("\0", " ").replace('"', '""')
+    escaped = text.encode("utf-8", "replace").decode().replace("\0", " ").replace('"', '""')
     return f'{column} : "{escaped}"'
 
 

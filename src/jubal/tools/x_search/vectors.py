@@ -1,8 +1,8 @@
 """Semantic search in the archive: one vector for each post, kept in the store as 16-bit floats.
 
 What is searched is the sign of every number, 32 bytes a post, held in memory with what the filters need: posts outside of the
-filters are left out first, the nearest by Hamming distance are candidates, and those are ranked by their vectors. Few posts are
-ranked by their vectors right away. docs/decisions/x_search.md has the figures.
+filters are left out first, the nearest by Hamming distance are kept, of them those whose signs fit the query's own numbers best,
+and these are ranked by their vectors. Few posts are ranked by their vectors right away. docs/decisions/x_search.md has the figures.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ Embed: TypeAlias = "Callable[[list[str]], NDArray[np.float32]]"
 Progress: TypeAlias = Callable[[int, int], None]
 """Done so far, and in all."""
 
-EXACT_MAX: Final = 3_000
+EXACT_MAX: Final = 1_000
 """So many posts are ranked by their vectors without looking for candidates."""
-CANDIDATES: Final = 2_000
+NEAR: Final = 20_000
+"""Of the posts, so many are kept whose signs differ least from the query's."""
+CANDIDATES: Final = 600
+"""Of those, so many whose signs fit the query's numbers best are ranked by their vectors, which lie on the disk."""
 BATCH: Final = 1_024
 """Texts that are embedded, and written in a transaction, at a time."""
 BLOCK: Final = 65_536
@@ -102,7 +105,7 @@ class Sketches:
         arrays = self._current(connection)
         chosen = arrays.within(connection, scope)
         if len(chosen) > EXACT_MAX:
-            chosen = arrays.nearest(query, chosen, max(CANDIDATES, 4 * limit))
+            chosen = arrays.fitting(query, arrays.nearest(query, chosen, NEAR), max(CANDIDATES, 4 * limit))
         return _ranked(connection, arrays.keys[chosen].tolist(), query, limit, score_min)
 
     def _current(self, connection: sqlite3.Connection) -> _Arrays:
@@ -146,15 +149,29 @@ class _Arrays:
         """The `count` of the chosen whose signs differ least from the query's."""
         import numpy as np
 
+        if len(chosen) <= count:
+            return chosen
         signs = _signs(query[None, :]).view(np.uint64)[0]
         distances = np.empty(len(chosen), np.uint16)
         whole = len(chosen) == len(self.keys)
         for first in range(0, len(chosen), BLOCK):
             part = self._bits[first : first + BLOCK] if whole else self._bits[chosen[first : first + BLOCK]]
             np.bitwise_count(part ^ signs).sum(axis=1, dtype=np.uint16, out=distances[first : first + BLOCK])
+        found: NDArray[np.intp] = chosen[np.argpartition(distances, count)[:count]]
+        return found
+
+    def fitting(self, query: NDArray[np.float32], chosen: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+        """The `count` of the chosen whose signs have the largest product with the query itself: what every byte of signs adds
+        is looked up in a table."""
+        import numpy as np
+
         if len(chosen) <= count:
             return chosen
-        found: NDArray[np.intp] = chosen[np.argpartition(distances, count)[:count]]
+        bits = self._bits[chosen].view(np.uint8)
+        padded = np.pad(query, (0, bits.shape[1] * 8 - len(query))).reshape(-1, 8)
+        signs = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
+        products = (padded @ signs.T)[np.arange(bits.shape[1]), bits].sum(axis=1)
+        found: NDArray[np.intp] = chosen[np.argpartition(-products, count)[:count]]
         return found
 
 
