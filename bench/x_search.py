@@ -30,7 +30,7 @@ TOPICS = 2_000
 TOPIC_WORDS = 40
 AUTHORS = 50_000
 LANGUAGES = ["en"] * 8 + ["es", "ja", "de", "fr"]
-ROUNDS = 60
+ROUNDS = 40
 
 
 def vocabulary() -> list[str]:

@@ -98,7 +98,7 @@ async def test_semantic_search(family: XSearchFamily) -> None:
         to_date="2024-01-18",
         min_score_threshold=-1,
     )
-    assert {one.source.url[-3:] for one in dated.found} == {"008", "009"}
+    assert {one.source.url[-3:] for one in dated.found} == {"008", "009", "/10"}
 
 
 async def test_user_search(family: XSearchFamily) -> None:
