@@ -40,8 +40,6 @@ CONNECTIONS_MAX: Final = 4
 """That are kept open for the next search."""
 CACHE_KIB: Final = 16_384
 """Of each connection, at most."""
-MMAP_BYTES: Final = 4 << 30
-"""Of the file that is read through the system's memory: vectors of candidates lie all over it."""
 TIER_MAX: Final = 20_000
 """Posts with likes of about the same size that are sorted, newest first where there are more."""
 TIER_TOP: Final = 14
@@ -160,7 +158,6 @@ class Archive:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA temp_store = MEMORY")
         if self._made:

@@ -120,7 +120,7 @@ class Sketches:
 
 
 class _Arrays:
-    """Row i of each array is about the post with keys[i]."""
+    """Number i of each array, and of each row of bits, is about the post with keys[i]."""
 
     def __init__(self, keys: Any, authors: Any, likes: Any, views: Any, bits: Any) -> None:
         self.keys: NDArray[np.int64] = keys
@@ -135,29 +135,42 @@ class _Arrays:
 
         bounds = plan(EVERYTHING, scope, 0)
         first, last = np.searchsorted(self.keys, bounds.first), np.searchsorted(self.keys, bounds.last, side="right")
-        chosen: NDArray[np.intp] = np.arange(first, last)
+        part = slice(int(first), int(last))
+        mask = np.ones(part.stop - part.start, np.bool_) if part.stop > part.start else np.zeros(0, np.bool_)
         for handles, wanted in ((scope.allowed, True), (scope.excluded, False)):
             if handles:
-                ids = _author_ids(connection, handles)
-                chosen = chosen[np.isin(self._authors[chosen], ids) == wanted]
+                mask &= self._by(_author_ids(connection, handles))[self._authors[part]] == wanted
         for least, counts in ((scope.likes_min, self._likes), (scope.views_min, self._views)):
             if least:
-                chosen = chosen[counts[chosen] >= least]
+                mask &= counts[part] >= least
+        chosen: NDArray[np.intp] = np.flatnonzero(mask) + part.start
         return chosen
 
+    def _by(self, ids: list[int]) -> NDArray[np.bool_]:
+        """By the author's row id, whether it is one of these."""
+        import numpy as np
+
+        last = max(int(self._authors.max(initial=0)), *ids, 0)
+        table = np.zeros(last + 1, np.bool_)
+        table[ids] = True
+        return table
+
     def nearest(self, query: NDArray[np.float32], chosen: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-        """The `count` of the chosen whose signs differ least from the query's."""
+        """The chosen whose signs differ least from the query's: at least `count`, and all that are as near as those."""
         import numpy as np
 
         if len(chosen) <= count:
             return chosen
         signs = _signs(query[None, :]).view(np.uint64)[0]
-        distances = np.empty(len(chosen), np.uint16)
+        distances = np.zeros(len(chosen), np.uint16)
         whole = len(chosen) == len(self.keys)
         for first in range(0, len(chosen), BLOCK):
-            part = self._bits[first : first + BLOCK] if whole else self._bits[chosen[first : first + BLOCK]]
-            np.bitwise_count(part ^ signs).sum(axis=1, dtype=np.uint16, out=distances[first : first + BLOCK])
-        found: NDArray[np.intp] = chosen[np.argpartition(distances, count)[:count]]
+            block = slice(first, first + BLOCK)
+            for column, sign in zip(self._bits, signs, strict=True):
+                distances[block] += np.bitwise_count((column[block] if whole else column[chosen[block]]) ^ sign)
+        nearest = np.cumsum(np.bincount(distances))
+        limit = int(np.searchsorted(nearest, count))
+        found: NDArray[np.intp] = chosen[np.flatnonzero(distances <= limit)]
         return found
 
     def fitting(self, query: NDArray[np.float32], chosen: NDArray[np.intp], count: int) -> NDArray[np.intp]:
@@ -167,7 +180,7 @@ class _Arrays:
 
         if len(chosen) <= count:
             return chosen
-        bits = self._bits[chosen].view(np.uint8)
+        bits = np.ascontiguousarray(self._bits[:, chosen].T).view(np.uint8)
         padded = np.pad(query, (0, bits.shape[1] * 8 - len(query))).reshape(-1, 8)
         signs = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
         products = (padded @ signs.T)[np.arange(bits.shape[1]), bits].sum(axis=1)
@@ -207,13 +220,13 @@ def _load(connection: sqlite3.Connection) -> _Arrays:
                 np.array(authors, np.int32),
                 np.array(likes, np.uint32),
                 np.array(views, np.uint32),
-                np.frombuffer(b"".join(bits), np.uint64).reshape(len(some), -1),
+                np.frombuffer(b"".join(bits), np.uint64).reshape(len(some), -1).T,
             )
         )
     if not parts:
         none = np.zeros(0, np.int64)
-        return _Arrays(none, none, none, none, np.zeros((0, 1), np.uint64))
-    return _Arrays(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return _Arrays(none, none, none, none, np.zeros((1, 0), np.uint64))
+    return _Arrays(*(np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)))
 
 
 def _ranked(
