@@ -205,11 +205,9 @@ class _Model:
         import numpy as np
 
         cut = [text[: self._context * 4].encode("utf-8", "replace").decode() for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)
         found = np.empty((len(cut), DIMENSIONS_MAX), np.float32)
-        for index, encoding in enumerate(encodings):
-            ids = encoding.ids[: self._context]
-            found[index] = np.frombuffer(self._vector(ids, DIMENSIONS_MAX), "<f4") if ids else 0
+        for index, ids in enumerate(self._ids(cut)):
+            found[index] = np.frombuffer(self._vector(ids[: self._context], DIMENSIONS_MAX), "<f4") if ids else 0
         return found
 
     def _ids_of_texts(self, request: EmbeddingRequest, part: range) -> list[list[int]]:
