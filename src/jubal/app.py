@@ -37,7 +37,7 @@ from jubal.serving.http import HttpApp
 from jubal.serving.images import Fetcher, Images
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
 from jubal.serving.watch import Watch, Watched
-from jubal.tools.base import ToolFamily
+from jubal.tools.base import Starting, ToolFamily, ToolSetupError
 from jubal.web.fetch import SafeFetcher
 from jubal.web.guard import AllowList
 from jubal.wire.anthropic_complete import AnthropicComplete
@@ -188,7 +188,20 @@ def make_toolbox(settings: config.Settings) -> Toolbox:
     families: dict[ToolKind, ToolFamily[Any]] = {"mcp": McpTools(Guard(AllowList(settings.private_hosts)))}
     if settings.tools.code_execution.enabled:
         families["code_execution"] = make_code_execution(settings.tools.code_execution)
+    families["x_search"] = make_x_tools(settings)
     return Toolbox(families, ToolBounds(call_s=settings.tools.code_execution.timeout_s + TOOL_GRACE_S))
+
+
+def make_x_tools(settings: config.Settings) -> ToolFamily[Any]:
+    """Raises `ConfigError`."""
+    from jubal.engines.wordllama_engine import TextVectors
+    from jubal.tools.x_search.family import make_x_search
+
+    wanted = settings.tools.x_search
+    try:
+        return make_x_search(wanted, settings.home, TextVectors(), environ=os.environ, beside=settings.file)
+    except ToolSetupError as error:
+        raise config.ConfigError(f"{settings.file}: tools.x_search: {error}") from error
 
 
 def make_code_execution(wanted: config.CodeExecution) -> ToolFamily[Any]:
@@ -325,7 +338,17 @@ class Jubal:
         for served in self.served.values():
             await served.engine.start()
         self.watch.start()
+        await self._start_tools()
         self.deferred.start()
+
+    async def _start_tools(self) -> None:
+        """Raises `ConfigError`."""
+        for kind, family in self.pipeline.toolbox.families.items():
+            if isinstance(family, Starting):
+                try:
+                    await family.start()
+                except ToolSetupError as error:
+                    raise config.ConfigError(f"{self.settings.file}: tools.{kind}: {error}") from error
 
     async def _check_memory(self) -> None:
         if self.memory is None:

@@ -130,10 +130,16 @@ class WebSearch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class XSearch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[tools.x_search]"""
+    """[tools.x_search]. archive: path (a file of posts to import at start). x-api, the official API v2: base_url, api_key_env (the
+    variable with the bearer token; None: X_BEARER_TOKEN), full_archive (search all posts, which not every token may, instead of
+    the last 7 days), reads_max (posts that one call may read; X charges for each)."""
 
     provider: Literal["archive", "x-api"] = "archive"
     path: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    full_archive: bool = False
+    reads_max: Annotated[int, Meta(ge=10, le=10_000)] = 100
 
 
 class CodeExecution(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -254,6 +260,7 @@ def load(
     parsed = _read(file)
     settings = Settings(home=home, file=file, **{name: getattr(parsed, name) for name in parsed.__struct_fields__})
     _check_engines(settings, file)
+    _check_x_search(settings.tools.x_search, f"{file}: tools.x_search")
     return settings
 
 
@@ -340,6 +347,25 @@ def _check_engines(settings: Settings, file: Path) -> None:
     if not settings.limits.url.startswith(("memory://", "redis://", "rediss://")):
         raise ConfigError(
             f"{file}: limits.url: expected memory:// or redis://…, got `{settings.limits.url.split(':')[0]}:…`"
+        )
+
+
+X_SEARCH_KEYS: dict[str, frozenset[str]] = {
+    "archive": frozenset({"path"}),
+    "x-api": frozenset({"base_url", "api_key_env", "full_archive", "reads_max"}),
+}
+
+
+def _check_x_search(table: XSearch, where: str) -> None:
+    known = X_SEARCH_KEYS[table.provider] | {"provider"}
+    for key in table.__struct_fields__:
+        if key not in known and getattr(table, key) != getattr(XSearch(), key):
+            raise ConfigError(
+                f"{where}.{key}: not a key of the provider `{table.provider}`. Known keys: {', '.join(sorted(known))}."
+            )
+    if table.base_url is not None and not table.base_url.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{where}.base_url: expected an address that begins with http:// or https://, got `{table.base_url}`"
         )
 
 

@@ -18,7 +18,7 @@ from jubal.core.embedding import EmbeddingRequest, Embeddings, unpack
 from jubal.core.errors import BadRequest, ContextTooLong, EngineUnavailable
 from jubal.engines import cl100k, wordllama_engine
 from jubal.engines.embedder import Embedder
-from jubal.engines.wordllama_engine import CONTEXT, PART_INPUTS, PART_LENGTH, WordLlamaEmbedder, parts
+from jubal.engines.wordllama_engine import CONTEXT, PART_INPUTS, PART_LENGTH, TextVectors, WordLlamaEmbedder, parts
 
 PACKAGE = wordllama_engine._installed()
 
@@ -416,3 +416,18 @@ def test_it_does_not_grow_with_the_texts_it_has_seen() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 20
+
+
+async def test_text_vectors_are_those_of_the_embedder() -> None:
+    texts = ["a red bicycle", "une bicyclette rouge", "x " * 20_000]
+    embedder = WordLlamaEmbedder("words")
+    await embedder.start()
+    try:
+        made = await embedder.embed(EmbeddingRequest("words", texts=tuple(texts[:2])))
+    finally:
+        await embedder.close()
+    rows = TextVectors()([*texts, "", "\ud800"])
+    assert [row.astype("<f4").tobytes() for row in rows[:2]] == list(made.vectors)
+    assert rows.shape == (5, 256)
+    assert abs(float((rows[2] ** 2).sum()) - 1) < 1e-5, "a text that is too long is cut, not refused"
+    assert not rows[3].any()

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from jubal import __version__
-from jubal.cli import chat, doctor, keys, models, serve, teams, tools, usage
+from jubal.cli import chat, doctor, keys, models, posts, serve, teams, tools, usage
 from jubal.cli.common import CommandError, complain, drop_stdout
 from jubal.config import ConfigError
 from jubal.core.errors import JubalError
@@ -84,5 +84,6 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(teams.app, name="teams")
 app.command("usage")(usage.usage)
 app.add_typer(models.app, name="models")
+app.add_typer(posts.app, name="posts")
 app.add_typer(tools.app, name="tools")
 app.command("doctor")(doctor.doctor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,6 +200,16 @@ class _Model:
         all_ids = self._ids_of_texts(request, part)
         return [self._vector(ids, dimensions) for ids in all_ids], sum(map(len, all_ids))
 
+    def rows(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors of short texts, many at a time. Of one that is too long, its beginning."""
+        import numpy as np
+
+        cut = [text[: self._context * 4].encode("utf-8", "replace").decode() for text in texts]
+        found = np.empty((len(cut), DIMENSIONS_MAX), np.float32)
+        for index, ids in enumerate(self._ids(cut)):
+            found[index] = np.frombuffer(self._vector(ids[: self._context], DIMENSIONS_MAX), "<f4") if ids else 0
+        return found
+
     def _ids_of_texts(self, request: EmbeddingRequest, part: range) -> list[list[int]]:
         texts = []
         for index in part:
@@ -274,3 +285,25 @@ def _demand_unicode(request: EmbeddingRequest, index: int, text: str) -> None:
 
 def _where(request: EmbeddingRequest, index: int) -> str:
     return "input" if request.count == 1 else f"input[{index}]"
+
+
+class TextVectors:
+    """The same vectors for whoever is in a thread already, as an import of posts or an index is: texts in, one row for each.
+
+    Made without I/O; the weights are loaded at the first call. Safe to use from several threads.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._model: _Model | None = None
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of length one; of a text without words, zeros. Of a long text the first `CONTEXT` tokens count.
+
+        Raises `EngineUnavailable`.
+        """
+        with self._lock:
+            if self._model is None:
+                self._model = _Model(self._folder or _installed(), CONTEXT)
+        return self._model.rows(texts)

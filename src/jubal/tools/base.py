@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from jubal.core.generation import FunctionTool
 from jubal.core.server_tools import OutputFile, Source, ToolKind
@@ -13,6 +13,10 @@ Wanted = TypeVar("Wanted", contravariant=True)
 
 class ToolFailed(Exception):
     """A call could not do what it was called for. The message is for the model, and perhaps for the caller: no secrets."""
+
+
+class ToolSetupError(Exception):
+    """A family can't work as it is configured. The message names the key and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +69,12 @@ class ToolFamily(Protocol, Generic[Wanted]):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Starting(Protocol):
+    """A family that has work to do before the first session."""
+
+    async def start(self) -> None:
+        """Begins it and returns soon. Raises `ToolSetupError`."""
+        ...
