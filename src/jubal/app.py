@@ -18,10 +18,12 @@ import uvicorn
 
 from jubal import __version__, catalogue, config
 from jubal.accounts import usage
+from jubal.accounts.holds import Credit
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
 from jubal.agent.toolbox import ToolBounds, Toolbox
+from jubal.accounts.tiers import Tiers
 from jubal.core.model import Catalogue
 from jubal.core.server_tools import ToolKind
 from jubal.engines.base import Engine
@@ -29,6 +31,7 @@ from jubal.engines.embedder import Embedder
 from jubal.records.sealing import FernetSealer
 from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
+from jubal.serving.charging import Charging
 from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
 from jubal.serving.images import Fetcher, Images
@@ -233,6 +236,7 @@ class Jubal:
     embedders: dict[str, ServedEmbedder]
     pipeline: Pipeline
     images: Images
+    credit: Credit
     deferred: Deferred
     http: HttpApp
     memory: ModelMemory | None = None
@@ -245,6 +249,7 @@ class Jubal:
         await self._check_memory()
         for served in self.served.values():
             await served.engine.start()
+        self.credit.start()
         self.deferred.start()
 
     async def _check_memory(self) -> None:
@@ -271,6 +276,7 @@ class Jubal:
         await self.deferred.stop()
         await self.pipeline.drain()
         await self.usage_log.close()
+        await self.credit.close()
         closing = [served.engine.close() for served in self.served.values()]
         closing += [one.embedder.close() for one in self.embedders.values()]
         closing += [self.images.close(), self.pipeline.toolbox.close()]
@@ -297,6 +303,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     store = store or Store.open(settings.store_url)
     usage_log = GroupCommit(store, usage.record)
     images = Images(image_fetcher(settings))
+    credit = Credit(store)
     pipeline = Pipeline(
         models,
         served,
@@ -307,6 +314,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         embedders=embedders,
         images=images,
         toolbox=make_toolbox(settings),
+        charging=Charging(credit, Tiers.configured(settings.tiers)),
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
@@ -321,7 +329,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         health=lambda: health(served, embedders),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )
-    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, deferred, http, memory)
+    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, credit, deferred, http, memory)
 
 
 def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_models: Catalogue) -> None:

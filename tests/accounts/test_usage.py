@@ -53,7 +53,7 @@ def test_last_use_is_noted_once_a_minute(store: Store) -> None:
 
     @sa.event.listens_for(store._engine, "before_cursor_execute")
     def count(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("UPDATE"):
+        if statement.startswith("UPDATE api_keys"):
             updates.append(statement)
 
     session = store.session()

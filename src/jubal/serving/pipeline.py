@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import structlog
@@ -38,6 +38,7 @@ from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelt
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.schema import Support, check, check_support
+from jubal.core.money import NO_CHARGE, Charge, Price
 from jubal.core.tally import Tally, estimate_prompt
 from jubal.core.tokens import Token
 from jubal.core.usage import NOTHING, Usage
@@ -46,6 +47,7 @@ from jubal.engines.embedder import Embedder
 from jubal.engines.tokenizer import TokenCounter, Tokenizer
 from jubal.serving.admission import Admission
 from jubal.serving.images import Images
+from jubal.serving.charging import Charging, Held, charged
 
 log = structlog.get_logger("jubal.pipeline")
 
@@ -114,7 +116,8 @@ class Embedded:
 class Admitted:
     """A request that may run. tokens_taken: what the token limit was charged at first. began_s: by the pipeline's clock.
 
-    usage_log: where its usage row goes; None for the pipeline's own.
+    price: what it costs its caller. held: the credit that is set aside for it while it runs.
+    usage_log: where its usage row goes; None for the pipeline's own. Whoever gave it settles what is held (`Pipeline.charging`).
     """
 
     request_id: str
@@ -125,7 +128,9 @@ class Admitted:
     ticket: Ticket
     tokens_taken: int
     began_s: float
+    price: Price
     usage_log: UsageLog | None = None
+    held: Held = field(default_factory=Held)
 
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
         return ticket_headers(self.ticket)
@@ -162,6 +167,7 @@ class Pipeline:
         embedders: Mapping[str, ServedEmbedder] = NO_EMBEDDERS,
         toolbox: Toolbox = loop.NO_TOOLBOX,
         images: Images | None = None,
+        charging: Charging | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = random_uuid,
@@ -175,6 +181,7 @@ class Pipeline:
         self._keys = keys
         self._limiter = limiter
         self._usage = usage
+        self.charging = charging or Charging()
         self._clock = clock
         self._now = now
         self.new_id = new_id
@@ -218,13 +225,31 @@ class Pipeline:
         self.toolbox.check(generation)
         if generation.reasoning is None and model.effort is not None:
             generation = replace(generation, reasoning=model.effort)
+        price = self.charging.price(caller, model)
         tokens = estimate_prompt(generation) + (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED)
         ticket = self._limiter.take(caller, tokens) if later is None else UNLIMITED
-        return Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock(), later)
+        return Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock(), price, later)
 
     def put_off(self, admitted: Admitted, *, kept: bool) -> None:
         """Closes an admitted request that will not run now. kept: it will run later, and counts as all it may use."""
         self._limiter.give_back(admitted.ticket, 0 if kept else admitted.tokens_taken)
+
+    async def check_credit(self, admitted: Admitted) -> None:
+        """Whether the team's credit covers a request that will run later, as it stands now. Raises `OutOfCredit`, …"""
+        held, _ = await self._hold(admitted)
+        self.charging.settled(held, 0)
+
+    async def _hold(self, admitted: Admitted) -> tuple[Held, Generation]:
+        model, weights = admitted.model, self.weights(admitted.model)
+        windows = [window for window in (model.context, weights.context) if window is not None]
+        return await self.charging.hold(
+            admitted.caller,
+            model,
+            admitted.price,
+            admitted.generation,
+            min(windows, default=None),
+            admitted.request_id,
+        )
 
     def offers(self, kind: ModelKind) -> list[tuple[Model, Weights]]:
         """All models of a kind, each with what answers behind it."""
@@ -328,6 +353,7 @@ class Pipeline:
         """
         account = _Account(admitted, self._clock)
         try:
+            admitted.held, admitted.generation = await self._hold(admitted)
             async with aclosing(self._answer(admitted, account)) as events:
                 async for event in events:
                     account.see(event)
@@ -396,8 +422,10 @@ class Pipeline:
         model = self.embedding_models.find(request.model)
         caller.acl.demand(endpoint, model.name, *model.aliases)
         tokens_taken = estimate_embedding(request)
-        work = _Embedding(model, self._clock(), self._limiter.take(caller, tokens_taken))
+        price = self.charging.price(caller, model)
+        work = _Embedding(model, price, self._clock(), self._limiter.take(caller, tokens_taken))
         try:
+            work.held = await self.charging.hold_embedding(caller, price, request, request_id)
             await self._embed(request, work)
         except JubalError as error:
             work.error = error.code or type(error).__name__
@@ -409,9 +437,11 @@ class Pipeline:
             self._limiter.give_back(work.ticket, tokens_taken - work.usage.total)
             if work.asked:
                 row = work.row(caller, endpoint, request_id, int(self._now() * 1_000_000), self._clock())
-                await self._shielded(self._usage.commit(row))
+                await self._shielded(self._charge(work.held, row, self._usage))
+            else:
+                self.charging.settled(work.held, 0)
         assert work.made is not None
-        return Embedded(model.name, work.made, model.price.cost_ticks(work.usage), ticket_headers(work.ticket))
+        return Embedded(model.name, work.made, price.cost_ticks(work.usage), ticket_headers(work.ticket))
 
     async def _embed(self, request: EmbeddingRequest, work: _Embedding) -> None:
         """By the first engine of the model that can: its own, then its fallbacks."""
@@ -439,9 +469,24 @@ class Pipeline:
         """
         account.settled = True
         self._limiter.give_back(admitted.ticket, admitted.tokens_taken - account.usage.total)
-        if account.asked:
-            log_of = admitted.usage_log or self._usage
-            await log_of.commit(account.row(int(self._now() * 1_000_000)))
+        if not account.asked:
+            self.charging.settled(admitted.held, 0)
+            return
+        self.charging.learn(admitted.model, admitted.held, account.usage)
+        row = account.row(int(self._now() * 1_000_000))
+        if admitted.usage_log is not None:
+            await admitted.usage_log.commit(row)
+        else:
+            await self._charge(admitted.held, row, self._usage)
+
+    async def _charge(self, held: Held, row: UsageRow, usage_log: UsageLog) -> None:
+        """Commits a row, and frees what it did not cost of what was held."""
+        certain = False
+        try:
+            await usage_log.commit(row)
+            certain = True
+        finally:  # cancelled or failed: it may be written all the same
+            self.charging.settled(held, row.cost_in_usd_ticks, certain=certain)
 
     async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs `work` to its end even where the caller of this is cancelled meanwhile."""
@@ -483,8 +528,10 @@ class _Embedding:
     """One request for vectors: who answers, what was used, how it ended."""
 
     model: Model
+    price: Price
     began_s: float
     ticket: Ticket
+    held: Held = field(default_factory=Held)
     made: Embeddings | None = None
     engine: str = ""
     weights: str = ""
@@ -497,7 +544,7 @@ class _Embedding:
         return NOTHING if self.made is None else Usage(self.made.prompt_tokens, 0)
 
     def row(self, caller: Caller, endpoint: str, request_id: str, now_us: int, ended_s: float) -> UsageRow:
-        return UsageRow(
+        row = UsageRow(
             request_id=request_id,
             created_us=now_us,
             team_id=caller.team_id,
@@ -513,18 +560,19 @@ class _Embedding:
             cached_tokens=None,
             completion_tokens=0,
             reasoning_tokens=0,
-            cost_in_usd_ticks=self.model.price.cost_ticks(self.usage),
+            cost_in_usd_ticks=0,
             latency_us=int((ended_s - self.began_s) * 1e6),
             first_token_us=None,
             estimated=self.made is not None and self.made.estimated,
         )
+        return charged(row, self.price.charge(self.usage), None, self.held)
 
 
 class _Account:
     """What one request has used, when, and how it ended."""
 
     __slots__ = (
-        "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "cost_ticks", "engine",
+        "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "charge", "engine",
         "settled", "started", "usage", "weights",
     )  # fmt: skip
 
@@ -541,7 +589,7 @@ class _Account:
         self.asked = False
         self.started = False
         self.usage = NOTHING
-        self.cost_ticks = 0
+        self.charge: Charge = NO_CHARGE
         self.settled = False
 
     def asks(self, engine: str, fingerprint: str) -> None:
@@ -564,13 +612,13 @@ class _Account:
         self._error = (error.code or type(error).__name__) if error is not None else None
         if status == "ok" or self.started:
             self.usage = self._tally.usage(self._admitted.generation)
-        self.cost_ticks = 0 if status == "failed" else self._admitted.model.price.cost_ticks(self.usage)
-        return self.cost_ticks
+        self.charge = NO_CHARGE if status == "failed" else self._admitted.price.charge(self.usage)
+        return self.charge.total
 
     def row(self, now_us: int) -> UsageRow:
         admitted, usage = self._admitted, self.usage
         began = admitted.began_s
-        return UsageRow(
+        row = UsageRow(
             request_id=admitted.request_id,
             created_us=now_us,
             team_id=admitted.caller.team_id,
@@ -586,8 +634,9 @@ class _Account:
             cached_tokens=usage.cached,
             completion_tokens=usage.completion,
             reasoning_tokens=usage.reasoning,
-            cost_in_usd_ticks=self.cost_ticks,
+            cost_in_usd_ticks=0,
             latency_us=int((self._ended_s - began) * 1e6),
             first_token_us=None if self._first_s is None else int((self._first_s - began) * 1e6),
             estimated=not self._tally.exact and usage != NOTHING,
         )
+        return charged(row, self.charge, None, admitted.held)
