@@ -95,8 +95,8 @@ def post(conn: Connection, transfer: Transfer) -> bool:
             f"An amount must be more than 0 and at most {TICKS_MAX} ticks; got {transfer.ticks}.", param="amount"
         )
     make_room(conn, transfer.team_id)
-    added = conn.execute(_insert(conn).values(transfer._asdict()).on_conflict_do_nothing()).rowcount
-    if not added:
+    adding = _insert(conn).values(transfer._asdict()).on_conflict_do_nothing().returning(transfers.c.id)
+    if conn.execute(adding).first() is None:
         return False
     debit, credit = _column(transfer.debit), _column(transfer.credit)
     conn.execute(
