@@ -297,7 +297,7 @@ async def test_a_monthly_grant_and_a_cap(sqlite_store: Store, clock: Clock) -> N
 
 async def test_at_random_three_gateways_never_overspend(url: str, clock: Clock) -> None:
     """Costs up to the ceiling, failures, cancellations, upkeep and gateways that die, for a while."""
-    dice = random.Random(7)  # noqa: S311
+    dice = random.Random(7)
     stores = [Store.open(url) for _ in range(3)]
     add(stores[0], 3000)
     gateways = [Gateway(store, clock, wait_s=0.01) for store in stores]
@@ -340,5 +340,3 @@ async def test_at_random_three_gateways_never_overspend(url: str, clock: Clock) 
     assert standing(stores[0], clock).reserved == 0
     for store in stores:
         store.close()
-
-

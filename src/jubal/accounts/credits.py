@@ -19,6 +19,8 @@ from sqlalchemy.engine import Connection
 from jubal.accounts import ledger
 from jubal.accounts.ledger import Balance, Mismatch, Transfer
 from jubal.accounts.tables import balances, reserves, transfers, usage
+from jubal.core.errors import BadRequest
+from jubal.core.money import exact_usd
 
 if TYPE_CHECKING:
     from jubal.accounts.usage import UsageRow
@@ -162,6 +164,17 @@ def pay(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | 
     paid = Transfer(f"payment:{uuid.uuid4()}", team_id, "cash", "receivable", ticks, "payment", now_us, note)
     ledger.post(conn, paid)
     return paid
+
+
+def refund(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:
+    """Prepaid credit goes back to the team. Raises `BadRequest` for more than is left and not set aside for requests."""
+    left = ledger.locked(conn, team_id)
+    free = min(left.prepaid, left.credit - _reserved(conn, team_id, now_us))
+    if ticks > free:
+        raise BadRequest(f"Only {exact_usd(max(0, free))} USD of prepaid credit can be refunded.", param="amount")
+    made = Transfer(f"refund:{uuid.uuid4()}", team_id, "prepaid", "cash", ticks, "refund", now_us, note)
+    ledger.post(conn, made)
+    return made
 
 
 def standing(conn: Connection, team_id: str, *, now_us: int, monthly_grant: int | None = None) -> Standing:

@@ -21,7 +21,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Final
 
 import structlog
@@ -30,7 +29,7 @@ from jubal.accounts import credits
 from jubal.accounts.credits import Terms
 from jubal.accounts.store import Store
 from jubal.core.errors import JubalError, OutOfCredit, StoreUnavailable
-from jubal.core.money import TICKS_PER_USD
+from jubal.core.money import exact_usd
 
 log = structlog.get_logger("jubal.credit")
 
@@ -373,14 +372,8 @@ class Credit:
 
 def _out_of_credit(available: int, needed: int) -> OutOfCredit:
     return OutOfCredit(
-        f"Your team has used up its credit: this request may cost up to {usd(needed)} USD, and {usd(available)} USD is "
+        f"Your team has used up its credit: this request may cost up to {exact_usd(needed)} USD, and {exact_usd(available)} USD is "
         "available. Add credit with `jubal credits add`, ask for a shorter answer with `max_tokens`, or wait until other "
         "requests of your team have ended.",
         code="insufficient_quota",
     )
-
-
-def usd(ticks: int) -> str:
-    """Exact, without needless zeros."""
-    whole = Decimal(ticks) / TICKS_PER_USD
-    return f"{whole:f}" if ticks else "0"

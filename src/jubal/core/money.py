@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 from jubal.core.usage import NOTHING, Usage
@@ -29,6 +30,25 @@ NO_TOOL_USES: Final[Mapping[str, int]] = {}
 def ticks_of_usd(usd: float) -> int:
     """The nearest whole number of ticks."""
     return round(usd * TICKS_PER_USD)
+
+
+def exact_ticks(usd: str) -> int:
+    """`usd`, a decimal number, in ticks. Raises `ValueError` where it is none, or finer than a tick."""
+    try:
+        ticks = Decimal(usd) * TICKS_PER_USD
+        whole = int(ticks)
+    except (ArithmeticError, ValueError) as error:
+        raise ValueError(f"`{usd}` is not an amount of USD.") from error
+    if whole != ticks:
+        raise ValueError(f"`{usd}` USD is finer than a tick, which is 1e-10 USD.")
+    return whole
+
+
+def exact_usd(ticks: int) -> str:
+    """Ticks as a decimal number of USD, all of it, with two places at least."""
+    whole, rest = divmod(abs(ticks), TICKS_PER_USD)
+    places = f"{rest:010d}"
+    return f"{'-' if ticks < 0 else ''}{whole}.{places[:2]}{places[2:].rstrip('0')}"
 
 
 def usd_of_ticks(ticks: int) -> float:
