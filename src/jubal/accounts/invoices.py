@@ -132,7 +132,12 @@ def _token_lines(conn: Connection, team_id: str, month: int) -> list[Line]:
     flat = sa.func.sum(sa.case((usage.c.request_ticks > 0, 1), else_=0))
     query = (
         sa.select(usage.c.model, flat, sa.func.sum(usage.c.request_ticks), *sums)
-        .where(usage.c.team_id == team_id, usage.c.cost_in_usd_ticks > 0, *_within(usage.c.created_us, month))
+        .where(
+            usage.c.team_id == team_id,
+            usage.c.cost_in_usd_ticks > 0,
+            usage.c.input_ticks.is_not(None),
+            *_within(usage.c.created_us, month),
+        )
         .group_by(usage.c.model)
         .order_by(usage.c.model)
     )
