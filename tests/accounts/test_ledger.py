@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -289,3 +290,31 @@ def test_a_history_without_requests(store: Store) -> None:
     store.transact(usage.record, [row("a", 30)])
     assert [one.kind for one in store.read(ledger.history, "team", usage=False)] == ["purchase"]
     assert replace(balance(store)).prepaid == 20
+
+
+def test_what_was_used_before_there_was_a_ledger_is_owed(url: str) -> None:
+    """A store of the release before, with requests of two teams, and rows that such a release wrote meanwhile."""
+    old = [row("a", 30), row("b", 0), row("c", 12, team_id="other"), row("d", 5)]
+    with Store.open(url) as store:
+        store.transact(usage.record, old)
+        store.transact(migrate, "0002")
+    with Store.open(url) as store:
+        assert balance(store).receivable == -35
+        assert balance(store, "other").revenue == 12
+        in_order(store)
+        store.transact(usage.record, [row("e", 7)])
+        store.transact(tamper, "DELETE FROM transfers WHERE id = 'e'")
+        store.transact(tamper, "UPDATE balances SET receivable_ticks = receivable_ticks + 7, revenue_ticks = revenue_ticks - 7 WHERE team_id = 'team'")  # fmt: skip
+        assert [found.found for found in store.read(credits.reconcile, NOW_US)][-1] == 1
+        assert store.transact(credits.charge_missing) == 1
+        assert store.transact(credits.charge_missing) == 0
+        in_order(store)
+
+
+def migrate(conn: Connection, revision: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": conn})
+    config.set_main_option("script_location", str(Path(ledger.__file__).parent / "migrations"))
+    command.downgrade(config, revision)

@@ -113,8 +113,7 @@ def test_killed_again_and_again_under_load_the_books_balance(store_config: str, 
         for _ in range(KILLS):
             stop = threading.Event()
 
-            def load(n: int, stop: threading.Event = stop, port: int = server.port) -> None:
-                asked = Server(home, server.process, port, key, server.log)
+            def load(n: int, stop: threading.Event = stop, asked: Server = server) -> None:
                 while not stop.is_set():
                     try:
                         status, headers, body = ask(asked, key if n % 2 else other, stream=n % 3 == 0)
@@ -228,7 +227,7 @@ def test_own_prices_blocks_and_invoices(server: Server) -> None:
     team, key = make_team(server)
     server.command("prices", "set", "--team", team, "--model", "grok-4", "--output", "10", "--discount", "50")
     time.sleep(2.1)
-    status, _, body = ask(server, key)
+    _, _, body = ask(server, key)
     assert body["usage"]["cost_in_usd_ticks"] == WORDS * 15_000 + WORDS * 50_000
     assert [one["model"] for one in server.command("prices", "list", "--team", team)] == ["grok-4"]
     [month] = server.command("invoices", "list", "--team", team)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import ledger
-from jubal.accounts.ledger import Balance, Mismatch, Transfer
+from jubal.accounts.ledger import Balance, Mismatch, Transfer, Used
 from jubal.accounts.tables import balances, reserves, transfers, usage
 from jubal.core.errors import BadRequest
 from jubal.core.money import exact_usd
@@ -185,6 +185,19 @@ def standing(conn: Connection, team_id: str, *, now_us: int, monthly_grant: int 
 
 
 # --------------------------------------------------------------------------------------------------------- reconciling
+
+
+def charge_missing(conn: Connection, *, limit: int = 100_000) -> int:
+    """Charges usage rows that were not, and returns how many: a gateway of a release without the ledger wrote them meanwhile."""
+    posted = sa.exists().where(transfers.c.id == usage.c.request_id)
+    rows = conn.execute(
+        sa.select(usage.c.request_id, usage.c.team_id, usage.c.cost_in_usd_ticks, usage.c.created_us)
+        .where(usage.c.cost_in_usd_ticks > 0, ~posted)
+        .limit(limit)
+    ).all()
+    if rows:
+        ledger.post_usage(conn, [Used(*row) for row in rows])
+    return len(rows)
 
 
 def reconcile(conn: Connection, now_us: int) -> list[Mismatch]:

@@ -190,7 +190,16 @@ def history(
 
 
 @app.command("check")
-def check(as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+def check(
+    charge_missing: Annotated[
+        bool,
+        typer.Option(
+            "--charge-missing", help="First charge requests that were not: those of an older release beside this one."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
     """Compare ledger, balances, usage and reserves. Exit code 1 where they do not agree."""
 
     def work(conn: Connection) -> list[Mismatch]:
@@ -198,6 +207,8 @@ def check(as_json: JsonOption = False, config_file: ConfigOption = None) -> None
 
         now_us = _now_us()
         credits.sweep(conn, now_us)
+        if charge_missing:
+            credits.charge_missing(conn)
         return credits.reconcile(conn, now_us)
 
     with open_store(config.load(config_file)) as store:
