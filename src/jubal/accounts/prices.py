@@ -15,6 +15,7 @@ from jubal.accounts.tables import balances, prices
 from jubal.core.errors import BadRequest, NotFound
 from jubal.core.generation import Generation, ImagePart
 from jubal.core.money import BASIS_POINTS, LongContext, Price
+from jubal.core.server_tools import KIND
 
 ANY_MODEL: Final = "*"
 RATES: Final = ("input", "cached_input", "output", "image", "reasoning", "request")
@@ -161,6 +162,11 @@ TOKENS_OF_INSTRUCTIONS: Final = 512
 TOKENS_PER_IMAGE: Final = 1792
 FORCED_CALL_TOKENS: Final = 2048
 """A call that must be made is not cut by the bound on visible text."""
+SERVER_STEPS: Final = 4
+SERVER_CALLS: Final = 8
+SERVER_OUTPUT_TOKENS: Final = 6000
+"""With server tools the model is asked again after each round of calls, with all that they found. How often, nobody knows: this is
+held for. An answer that takes more is charged in full, so it may leave a debt."""
 THINKING_TOKENS: Final = {None: 0, "none": 0, "low": 64, "medium": 256, "high": 1024}
 SENSIBLE_ANSWER_TOKENS: Final = 16
 """An answer that nobody bounded is made shorter where credit is short, but not shorter than this."""
@@ -218,6 +224,11 @@ def ceiling(
         prompt, answer = min(prompt, window), min(answer, window)
     rate = price.highest_output() * generation.choices
     fixed = prompt * price.highest_input() + beside * rate + price.request
+    if generation.tools.server and generation.tools.wanted:
+        again = [prompt + step * SERVER_OUTPUT_TOKENS for step in range(1, SERVER_STEPS)]
+        fixed += sum(tokens if window is None else min(tokens, window) for tokens in again) * price.highest_input()
+        fixed += SERVER_CALLS * max(price.tool_fee(KIND[type(tool)]) for tool in generation.tools.server)
+        rate *= SERVER_STEPS
     return Ceiling(fixed, answer, rate, wanted is not None, prompt, (answer + beside) * generation.choices)
 
 

@@ -20,6 +20,7 @@ import structlog
 
 from jubal.accounts.keys import Caller
 from jubal.accounts.limits import UNLIMITED, Limiter, Ticket
+from jubal.accounts.prices import tools_text
 from jubal.accounts.usage import UsageRow
 from jubal.agent import loop
 from jubal.agent.toolbox import Toolbox
@@ -34,7 +35,7 @@ from jubal.core.errors import (
     NotIdentified,
     UnknownModel,
 )
-from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelta
+from jubal.core.events import Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.schema import Support, check, check_support
@@ -46,8 +47,8 @@ from jubal.engines.base import Engine, Weights
 from jubal.engines.embedder import Embedder
 from jubal.engines.tokenizer import TokenCounter, Tokenizer
 from jubal.serving.admission import Admission
-from jubal.serving.images import Images
 from jubal.serving.charging import Charging, Held, charged
+from jubal.serving.images import Images
 
 log = structlog.get_logger("jubal.pipeline")
 
@@ -472,7 +473,8 @@ class Pipeline:
         if not account.asked:
             self.charging.settled(admitted.held, 0)
             return
-        self.charging.learn(admitted.model, admitted.held, account.usage)
+        if not admitted.generation.tools.server:
+            self.charging.learn(admitted.model, admitted.held, account.usage)
         row = account.row(int(self._now() * 1_000_000))
         if admitted.usage_log is not None:
             await admitted.usage_log.commit(row)
@@ -572,8 +574,21 @@ class _Account:
     """What one request has used, when, and how it ended."""
 
     __slots__ = (
-        "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "charge", "engine",
-        "settled", "started", "usage", "weights",
+        "_admitted",
+        "_clock",
+        "_ended_s",
+        "_error",
+        "_first_s",
+        "_status",
+        "_tally",
+        "asked",
+        "charge",
+        "engine",
+        "settled",
+        "started",
+        "usage",
+        "uses",
+        "weights",
     )  # fmt: skip
 
     def __init__(self, admitted: Admitted, clock: Callable[[], float]) -> None:
@@ -590,6 +605,7 @@ class _Account:
         self.started = False
         self.usage = NOTHING
         self.charge: Charge = NO_CHARGE
+        self.uses: dict[str, int] = {}  # calls of server tools that went well
         self.settled = False
 
     def asks(self, engine: str, fingerprint: str) -> None:
@@ -600,6 +616,8 @@ class _Account:
         self._tally.see(event)
         if self._first_s is None and isinstance(event, TextDelta | ReasoningDelta):
             self._first_s = self._clock()
+        elif type(event) is ServerToolResult and event.ok:
+            self.uses[event.kind] = self.uses.get(event.kind, 0) + 1
 
     def close(self, status: str, error: JubalError | None = None) -> int:
         """The request is over: fixes usage and cost, and returns the cost in ticks.
@@ -612,7 +630,7 @@ class _Account:
         self._error = (error.code or type(error).__name__) if error is not None else None
         if status == "ok" or self.started:
             self.usage = self._tally.usage(self._admitted.generation)
-        self.charge = NO_CHARGE if status == "failed" else self._admitted.price.charge(self.usage)
+        self.charge = NO_CHARGE if status == "failed" else self._admitted.price.charge(self.usage, self.uses)
         return self.charge.total
 
     def row(self, now_us: int) -> UsageRow:
@@ -639,4 +657,4 @@ class _Account:
             first_token_us=None if self._first_s is None else int((self._first_s - began) * 1e6),
             estimated=not self._tally.exact and usage != NOTHING,
         )
-        return charged(row, self.charge, None, admitted.held)
+        return charged(row, self.charge, tools_text(admitted.price, self.uses), admitted.held)
