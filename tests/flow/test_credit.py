@@ -101,6 +101,7 @@ def test_fifty_requests_on_credit_for_ten_through_two_gateways(store_config: str
         in_order(one)
 
 
+@pytest.mark.timeout(60 + 30 * KILLS)
 def test_killed_again_and_again_under_load_the_books_balance(store_config: str, tmp_path: Path) -> None:
     """What clients got whole is charged, nothing is charged twice, and no credit stays in dead gateways' reserves."""
     home = tmp_path / "home"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -18,17 +19,21 @@ from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.prices import PriceTerms, TeamPrices
 from jubal.accounts.store import GroupCommit, Store
 from jubal.accounts.usage import UsageRow
+from jubal.agent.toolbox import Toolbox
 from jubal.core.errors import EngineUnavailable, NotAllowed, NotIdentified, OutOfCredit, StoreUnavailable
-from jubal.core.events import Event, Finished, TextDelta, TurnEnded
-from jubal.core.generation import Bounds, Generation, Message, TextPart
+from jubal.core.events import Event, Finished, TextDelta, ToolCall, TurnEnded
+from jubal.core.generation import Bounds, Generation, Message, TextPart, Tools
 from jubal.core.model import Catalogue, Model
 from jubal.core.money import Price
+from jubal.core.server_tools import WebSearch
 from jubal.core.usage import Usage
 from jubal.serving.admission import Admission
 from jubal.serving.charging import Charging
 from jubal.serving.pipeline import Pipeline, Served
 from jubal.testing import Hang, ScriptedEngine
 from jubal.testing.engines import Step
+from jubal.testing.tools import ScriptedTools
+from jubal.tools.base import ToolOutput
 from tests.accounts.conftest import NOW_US
 
 PREPAID = Caller("key", "team", Acl.parse(EVERYTHING), prepaid=True)
@@ -191,6 +196,35 @@ async def test_a_client_that_leaves_while_it_is_charged(store: Store) -> None:
         credit, reserved = await made.left()
         assert reserved == 0
         assert credit in (10_000 - COST, 10_000)
+
+
+async def test_calls_of_server_tools_that_went_well_are_charged(store: Store) -> None:
+    turns: tuple[tuple[Step, ...], ...] = (
+        (
+            ToolCall("1", "web_search", "{}"),
+            ToolCall("2", "web_search", "{}"),
+            TurnEnded(("tool_calls",), Usage(10, 2, 0)),
+        ),
+        GOOD,
+    )
+    price = replace(PRICE, tools=(("web_search", 1000),))
+    async with bench(store, engine=ScriptedEngine(*turns)) as made:
+        family = ScriptedTools({"web_search": ToolOutput("found")})
+        made.pipeline.toolbox = Toolbox({family.kind: family})
+        [model] = made.pipeline.catalogue
+        made.pipeline.catalogue = Catalogue.of([replace(model, price=price)])
+        asked = replace(ASKED, tools=Tools(server=(WebSearch(),)))
+        made.add(9_000)
+        with pytest.raises(OutOfCredit):
+            await made.run(asked=asked, request_id="r0")
+        made.add(1_000_000)
+        await asyncio.sleep(0.25)  # a refusal is believed for 0.2 s
+        events = await made.run(asked=asked)
+        assert isinstance(events[-1], Finished)
+        [row] = made.log.rows
+        assert events[-1].cost_ticks == row.cost_in_usd_ticks == 10 * 3 + 2 * 5 + COST + 2000
+        assert json.loads(row.tools or "") == {"web_search": [2, 2000]}
+        assert await made.left() == (1_009_000 - row.cost_in_usd_ticks, 0)
 
 
 async def test_a_hidden_prompt_is_learnt(store: Store) -> None:
