@@ -23,7 +23,7 @@ from jubal.agent.toolbox import Toolbox
 from jubal.core.errors import EngineUnavailable, NotAllowed, NotIdentified, OutOfCredit, StoreUnavailable
 from jubal.core.events import Event, Finished, TextDelta, ToolCall, TurnEnded
 from jubal.core.generation import Bounds, Generation, Message, TextPart, Tools
-from jubal.core.model import Catalogue, Model
+from jubal.core.model import Catalogue, Model, Weights
 from jubal.core.money import Price
 from jubal.core.server_tools import WebSearch
 from jubal.core.usage import Usage
@@ -208,7 +208,8 @@ async def test_calls_of_server_tools_that_went_well_are_charged(store: Store) ->
         GOOD,
     )
     price = replace(PRICE, tools=(("web_search", 1000),))
-    async with bench(store, engine=ScriptedEngine(*turns)) as made:
+    able = Weights("scripted", "fp_0000000000", 1_000_000, tools=True)
+    async with bench(store, engine=ScriptedEngine(*turns, weights=able)) as made:
         family = ScriptedTools({"web_search": ToolOutput("found")})
         made.pipeline.toolbox = Toolbox({family.kind: family})
         [model] = made.pipeline.catalogue
