@@ -22,8 +22,8 @@ from jubal.accounts.holds import Credit
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
-from jubal.agent.toolbox import ToolBounds, Toolbox
 from jubal.accounts.tiers import Tiers
+from jubal.agent.toolbox import ToolBounds, Toolbox
 from jubal.core.model import Catalogue
 from jubal.core.server_tools import ToolKind
 from jubal.engines.base import Engine

@@ -236,6 +236,13 @@ def test_the_ceiling_knows_choices_windows_and_bounds() -> None:
     assert ceiling_ticks(asked, FREE, None) == 0
 
 
+def test_the_ceiling_of_several_prompts_is_that_of_all_their_answers() -> None:
+    asked = Generation("grok-4", (), prompts=("é" * 50, (1, 2, 3)), suffix="end", choices=2, bounds=Bounds(100))
+    prompt = 100 + 3 + 3 + prices.TOKENS_PER_REQUEST + 2 * prices.TOKENS_PER_MESSAGE
+    assert ceiling_ticks(asked, Price(3, 1, 5), None) == 3 * prompt + 4 * 500
+    assert ceiling_ticks(asked, Price(3, 1, 5), 20) == 3 * 2 * 20 + 4 * 100
+
+
 @given(st.integers(0, 10**6), st.integers(1, 10**5), st.integers(0, 10**4), st.integers(0, 10**10))
 def test_an_answer_cut_to_the_credit_costs_no_more(fixed: int, tokens: int, per_token: int, more: int) -> None:
     found = Ceiling(fixed, tokens, per_token, False, 0, 0)

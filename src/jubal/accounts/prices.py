@@ -211,7 +211,7 @@ def ceiling(
 ) -> Ceiling:
     """The most that a generation may cost at this price.
 
-    window: tokens that prompt and answer fit in; None: not known. answer_tokens_max: where the caller sets no bound.
+    window: tokens that a prompt and its answer fit in; None: not known. answer_tokens_max: where the caller sets no bound.
     more_prompt, more_answer: tokens on top, where a model is known to count more than can be seen from here.
     """
     prompt = prompt_tokens_max(generation) + more_prompt
@@ -221,15 +221,15 @@ def ceiling(
     if generation.tools.wanted and generation.tools.choice != "auto":
         beside += FORCED_CALL_TOKENS
     if window is not None:
-        prompt, answer = min(prompt, window), min(answer, window)
-    rate = price.highest_output() * generation.choices
+        prompt, answer = min(prompt, window * max(1, len(generation.prompts))), min(answer, window)
+    rate = price.highest_output() * generation.answers
     fixed = prompt * price.highest_input() + beside * rate + price.request
     if generation.tools.server and generation.tools.wanted:
         again = [prompt + step * SERVER_OUTPUT_TOKENS for step in range(1, SERVER_STEPS)]
         fixed += sum(tokens if window is None else min(tokens, window) for tokens in again) * price.highest_input()
         fixed += SERVER_CALLS * max(price.tool_fee(KIND[type(tool)]) for tool in generation.tools.server)
         rate *= SERVER_STEPS
-    return Ceiling(fixed, answer, rate, wanted is not None, prompt, (answer + beside) * generation.choices)
+    return Ceiling(fixed, answer, rate, wanted is not None, prompt, (answer + beside) * generation.answers)
 
 
 def ceiling_ticks(generation: Generation, price: Price, window: int | None, answer_tokens_max: int = 8192) -> int:
@@ -242,7 +242,9 @@ def prompt_tokens_max(generation: Generation) -> int:
 
     What templates put around it is allowed for generously, but nobody can know it: see docs/decisions/ledger.md.
     """
-    texts: list[str] = [generation.prompt or ""]
+    texts: list[str] = [prompt for prompt in generation.prompts if isinstance(prompt, str)]
+    texts.append(generation.suffix or "")
+    ids = sum(len(prompt) for prompt in generation.prompts if not isinstance(prompt, str))
     images = 0
     for message in generation.messages:
         for part in message.parts:
@@ -253,7 +255,8 @@ def prompt_tokens_max(generation: Generation) -> int:
         texts += (message.name or "", message.reasoning or "", message.tool_call_id or "")
         for call in message.calls:
             texts += (call.id, call.name, call.arguments)
-    tokens = TOKENS_PER_REQUEST + TOKENS_PER_MESSAGE * len(generation.messages) + TOKENS_PER_IMAGE * images
+    pieces = len(generation.messages) + len(generation.prompts)
+    tokens = ids + TOKENS_PER_REQUEST + TOKENS_PER_MESSAGE * pieces + TOKENS_PER_IMAGE * images
     if generation.tools.wanted:
         for function in generation.tools.functions:
             texts += (function.name, function.description, function.parameters or "")

@@ -38,8 +38,8 @@ from jubal.core.errors import (
 from jubal.core.events import Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
-from jubal.core.schema import Support, check, check_support
 from jubal.core.money import NO_CHARGE, Charge, Price
+from jubal.core.schema import Support, check, check_support
 from jubal.core.tally import Tally, estimate_prompt
 from jubal.core.tokens import Token
 from jubal.core.usage import NOTHING, Usage
