@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from jubal import catalogue, config
+from jubal.accounts.tiers import Tier, Tiers
 from jubal.app import LOCAL_DEFAULT, api_key, build, engine_settings
 from jubal.core.errors import UnknownModel
-from jubal.core.money import Price
+from jubal.core.money import LongContext, Price
 
 EVERYTHING = """
 [server]
@@ -56,7 +57,7 @@ context = 256000
 input = ["text", "image"]
 reasoning = true
 fallback = ["local"]
-price = { input = 3.0, cached_input = 0.75, output = 15 }
+price = { input = 3.0, cached_input = 0.75, output = 15, image = 4, reasoning = 5, request = 0.01, tools = { web_search = 0.005 }, long_context = { threshold = 100, input = 6, cached_input = 1.5, output = 30 } }
 [tools.web_search]
 provider = "searxng"
 base_url = "http://127.0.0.1:8080"
@@ -80,6 +81,9 @@ mb = 0.5
 ttl_s = 60
 [tiers.beta]
 monthly_credit_usd = 25
+postpaid_cap_usd = 10
+request_usd = 0.03
+answer_tokens_max = 100
 rpm = 60
 tpm = 100000
 """
@@ -98,7 +102,20 @@ def test_everything_of_the_contract(tmp_path: Path) -> None:
     model = catalogue.build(settings).find("g4")
     assert model.name == "grok-4"
     assert model.upstream == "name there"
-    assert model.price == Price(30_000, 7_500, 150_000)
+    assert model.price == Price(
+        30_000,
+        7_500,
+        150_000,
+        image=40_000,
+        reasoning=50_000,
+        tools=(("web_search", 50_000_000),),
+        long_context=LongContext(100, 60_000, 15_000, 300_000),
+        request=100_000_000,
+    )
+    usd = 10_000_000_000
+    assert Tiers.configured(settings.tiers).get("beta") == Tier(
+        "beta", 25 * usd, 10 * usd, 300_000_000, 60, 100_000, 100
+    )
     assert model.fallback == ("local",)
     assert settings.private_hosts == ("intranet.example:8000", "127.0.0.1")
     assert set(engine_settings(settings, catalogue.build(settings))) == {"box", "local"}
@@ -220,7 +237,7 @@ def test_the_seeds_models_and_prices() -> None:
 
 def test_every_key_is_in_the_reference() -> None:
     page = (Path(__file__).parent.parent / "docs/reference/configuration.md").read_text()
-    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Fetch, config.Engine, config.Model, config.WebSearch, config.XSearch, config.CodeExecution, config.Cache, config.Tier]  # fmt: skip
+    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Fetch, config.Engine, config.Model, config.ModelPrice, config.LongContext, config.WebSearch, config.XSearch, config.CodeExecution, config.Cache, config.Tier]  # fmt: skip
     missing = [
         f"{table.__name__}.{key}" for table in tables for key in table.__struct_fields__ if f"`{key}`" not in page
     ]

@@ -18,9 +18,11 @@ import uvicorn
 
 from jubal import __version__, catalogue, config
 from jubal.accounts import usage
+from jubal.accounts.holds import Credit
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
+from jubal.accounts.tiers import Tiers
 from jubal.agent.toolbox import ToolBounds, Toolbox
 from jubal.core.model import Catalogue, Model
 from jubal.core.server_tools import ToolKind
@@ -32,6 +34,7 @@ from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
 from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import ResponseCache
+from jubal.serving.charging import Charging
 from jubal.serving.deferred import Deferred
 from jubal.serving.http import HttpApp
 from jubal.serving.images import Fetcher, Images
@@ -324,6 +327,7 @@ class Jubal:
     embedders: dict[str, ServedEmbedder]
     pipeline: Pipeline
     images: Images
+    credit: Credit
     deferred: Deferred
     watch: Watch
     http: HttpApp
@@ -339,6 +343,7 @@ class Jubal:
             await served.engine.start()
         self.watch.start()
         await self._start_tools()
+        self.credit.start()
         self.deferred.start()
 
     async def _start_tools(self) -> None:
@@ -375,6 +380,7 @@ class Jubal:
         await self.watch.stop()
         await self.pipeline.drain()
         await self.usage_log.close()
+        await self.credit.close()
         closing = [served.engine.close() for served in self.served.values()]
         closing += [one.embedder.close() for one in self.embedders.values()]
         closing += [self.images.close(), self.pipeline.toolbox.close()]
@@ -404,6 +410,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     store = store or Store.open(settings.store_url)
     usage_log = GroupCommit(store, usage.record)
     images = Images(image_fetcher(settings))
+    credit = Credit(store)
     pipeline = Pipeline(
         models,
         served,
@@ -415,6 +422,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         images=images,
         toolbox=make_toolbox(settings),
         cache=make_cache(settings.cache),
+        charging=Charging(credit, Tiers.configured(settings.tiers)),
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
@@ -430,7 +438,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )
     watch = upstreams.watch((*models, *embedding_models))
-    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, deferred, watch, http, memory)
+    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, credit, deferred, watch, http, memory)
 
 
 def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_models: Catalogue) -> None:

@@ -6,7 +6,7 @@ from typing import Final
 
 from jubal import config
 from jubal.core.model import Catalogue, Model
-from jubal.core.money import FREE, Price
+from jubal.core.money import FREE, LongContext, Price, ticks_of_usd, ticks_per_token
 
 LOCAL: Final = "local"
 """The embedded engine, which is there without being configured."""
@@ -150,4 +150,21 @@ def _changed(base: Model | None, name: str, changed: config.Model) -> Model:
 
 
 def _price(price: config.ModelPrice) -> Price:
-    return Price.from_usd_per_million(price.input, price.cached_input, price.output)
+    long = price.long_context
+    return Price(
+        ticks_per_token(price.input),
+        ticks_per_token(price.cached_input),
+        ticks_per_token(price.output),
+        image=None if price.image is None else ticks_per_token(price.image),
+        reasoning=None if price.reasoning is None else ticks_per_token(price.reasoning),
+        tools=None if price.tools is None else tuple((tool, ticks_of_usd(fee)) for tool, fee in price.tools.items()),
+        long_context=None
+        if long is None
+        else LongContext(
+            long.threshold,
+            ticks_per_token(long.input),
+            ticks_per_token(long.cached_input),
+            ticks_per_token(long.output),
+        ),
+        request=ticks_of_usd(price.request),
+    )

@@ -98,12 +98,29 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return f"Engine({', '.join(f'{name}={value!r}' for name, value in shown.items() if value is not None)})"
 
 
+class LongContext(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """USD per million tokens of every token of a request whose prompt has `threshold` tokens or more."""
+
+    threshold: Positive
+    input: Usd
+    cached_input: Usd
+    output: Usd
+
+
 class ModelPrice(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """USD per million tokens."""
+    """USD per million tokens. image: of prompt tokens that are images (None: as input); reasoning: None: as output.
+
+    request: USD for each request, beside its tokens. tools: USD per call of a server-side tool, by its name.
+    """
 
     input: Usd = 0
     cached_input: Usd = 0
     output: Usd = 0
+    image: Usd | None = None
+    reasoning: Usd | None = None
+    request: Usd = 0
+    long_context: LongContext | None = None
+    tools: dict[str, Usd] | None = None
 
 
 class Model(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -175,11 +192,18 @@ class Cache(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Tier(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[tiers.NAME]. None: no limit."""
+    """[tiers.NAME]. A built-in tier's name replaces it. None: no limit.
+
+    postpaid_cap_usd: what a team may owe. request_usd: a flat price of each request, in place of its tokens.
+    answer_tokens_max: the longest answer where the caller sets no bound and its cost has to be held.
+    """
 
     monthly_credit_usd: Usd | None = None
+    postpaid_cap_usd: Usd | None = None
+    request_usd: Usd | None = None
     rpm: Positive | None = None
     tpm: Positive | None = None
+    answer_tokens_max: Positive = 8192
 
 
 class Settings(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -309,6 +333,8 @@ def _known(key: str) -> str:
         table = {"engines": Engine, "models": Model, "tiers": Tier}.get(key.split(".")[0])
     if key.endswith(".price"):
         table = ModelPrice
+    if key.endswith(".long_context"):
+        table = LongContext
     return f"Known keys: {', '.join(table.__struct_fields__)}." if table else ""
 
 

@@ -53,7 +53,7 @@ def test_last_use_is_noted_once_a_minute(store: Store) -> None:
 
     @sa.event.listens_for(store._engine, "before_cursor_execute")
     def count(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("UPDATE"):
+        if statement.startswith("UPDATE api_keys"):
             updates.append(statement)
 
     session = store.session()
@@ -86,3 +86,18 @@ def test_what_is_remembered_of_keys_is_bounded(sqlite_store: Store) -> None:
         session.transact(usage.record, rows)
         assert session.transact(remembered) < 2 * usage.KEYS_REMEMBERED_MAX
     session.close()
+
+
+def test_new_rows_are_known_to_be_new(store: Store) -> None:
+    """Both drivers count what a list of inserts added: else every batch would be looked up again."""
+    looked_up: list[object] = []
+
+    @sa.event.listens_for(store._engine, "before_cursor_execute")
+    def note(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if "EXISTS" in statement:
+            looked_up.append(statement)
+
+    store.transact(usage.record, [usage_row(n) for n in range(5)])
+    assert not looked_up
+    store.transact(usage.record, [usage_row(n) for n in range(3, 8)])
+    assert len(looked_up) == 1

@@ -21,11 +21,13 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from jubal.accounts import teams
+from jubal.accounts import prices, teams
 from jubal.accounts.acl import EVERYTHING, Acl
+from jubal.accounts.prices import TeamPrices
 from jubal.accounts.store import Store
 from jubal.accounts.tables import api_keys, meta
 from jubal.accounts.tables import teams as teams_table
+from jubal.accounts.teams import STANDARD
 from jubal.core.errors import BadRequest, NotAllowed, NotFound, NotIdentified
 
 T = TypeVar("T")
@@ -66,7 +68,10 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: what the pipeline needs of a key that may be used."""
+    """Who asks: what the pipeline needs of a key that may be used.
+
+    tier, prepaid: of its team (`teams.Team`). prices: what the team pays in place of list prices, where it does.
+    """
 
     key_id: str
     team_id: str
@@ -75,6 +80,9 @@ class Caller:
     tpm: int | None = None
     management: bool = False
     name: str = ""
+    tier: str = STANDARD
+    prepaid: bool = False
+    prices: TeamPrices | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- statements
@@ -163,14 +171,13 @@ def rotate(conn: Connection, key_id: str, *, now_us: int) -> str:
 
 def caller_of(conn: Connection, key_id: str, now_us: int) -> Caller:
     """Who asks with this key, for work that was asked for earlier. Raises `NotAllowed` where it must not be used (any more)."""
-    found = _find(conn, api_keys.c.id == key_id)
+    found = _find(conn, api_keys.c.id == key_id, now_us)
     if found is None:
         raise NotAllowed("The API key that asked for this has been deleted.", code="key_deleted")
-    key, team_blocked = found
-    if (refusal := _refusal(key, team_blocked, now_us)) is not None:
+    if (refusal := _refusal(found.key, found.team_blocked, now_us)) is not None:
         code, message = refusal
         raise NotAllowed(message, code=code)
-    return _caller(key)
+    return _caller(found)
 
 
 def delete(conn: Connection, key_id: str) -> None:
@@ -191,20 +198,39 @@ def _change(conn: Connection, key_id: str, now_us: int, **values: Any) -> Key:
     return get(conn, key_id)
 
 
-def _find_digest(conn: Connection, digest: str) -> tuple[Key, bool] | None:
-    """The key with this digest, and whether its team is blocked."""
-    return _find(conn, api_keys.c.digest == digest)
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A key, and what matters here of its team."""
+
+    key: Key
+    team_blocked: bool
+    tier: str
+    prepaid: bool
+    prices: TeamPrices | None
 
 
-def _find(conn: Connection, which: sa.ColumnElement[bool]) -> tuple[Key, bool] | None:
-    """The one key that is meant, and whether its team is blocked."""
+def _find_digest(conn: Connection, digest: str, now_us: int) -> _Found | None:
+    """The key with this digest."""
+    return _find(conn, api_keys.c.digest == digest, now_us)
+
+
+def _find(conn: Connection, which: sa.ColumnElement[bool], now_us: int) -> _Found | None:
+    """The one key that is meant."""
     query = (
-        sa.select(*_PUBLIC, teams_table.c.blocked.label("team_blocked"))
+        sa.select(
+            *_PUBLIC,
+            teams_table.c.blocked.label("team_blocked"),
+            teams_table.c.tier,
+            teams_table.c.prepaid,
+        )
         .join(teams_table, teams_table.c.id == api_keys.c.team_id)
         .where(which)
     )
     row = conn.execute(query).mappings().one_or_none()
-    return None if row is None else (_key(row), row["team_blocked"])
+    if row is None:
+        return None
+    own_prices = prices.of_team(conn, row["team_id"], now_us)
+    return _Found(_key(row), row["team_blocked"], row["tier"], row["prepaid"], own_prices)
 
 
 def _fact(conn: Connection, name: str) -> str:
@@ -331,13 +357,13 @@ class KeyRing:
 
     async def _ask(self, digest: bytes) -> _Entry | None:
         asked_at = self._clock()
-        found = await self._store.run_read(_find_digest, digest.hex())
+        found = await self._store.run_read(_find_digest, digest.hex(), self._now_us())
         self._known.pop(digest, None)
         self._unknown.pop(digest, None)
         if found is None:
             _put(self._unknown, digest, asked_at + self._ttl_s, self._entries_max)
             return None
-        entry = self._entry(*found, asked_at)
+        entry = self._entry(found, asked_at)
         _put(self._known, digest, entry, self._entries_max)
         return entry
 
@@ -346,13 +372,13 @@ class KeyRing:
         if not done.cancelled():
             done.exception()  # whoever waits has it; where nobody does, the next request asks again
 
-    def _entry(self, key: Key, team_blocked: bool, asked_at: float) -> _Entry:
-        now_us = self._now_us()
+    def _entry(self, found: _Found, asked_at: float) -> _Entry:
+        key, now_us = found.key, self._now_us()
         left_s = float("inf") if key.expires_us is None else (key.expires_us - now_us) / 1e6
-        refusal = _refusal(key, team_blocked, now_us)
+        refusal = _refusal(key, found.team_blocked, now_us)
         serves_s = left_s if refusal is None else float("inf")
         return _Entry(
-            _caller(key),
+            _caller(found),
             refusal,
             fresh_until=asked_at + min(self._ttl_s, serves_s),
             stale_until=asked_at + min(2 * self._ttl_s, serves_s),
@@ -372,8 +398,20 @@ def _refusal(key: Key, team_blocked: bool, now_us: int) -> tuple[str, str] | Non
     return None
 
 
-def _caller(key: Key) -> Caller:
-    return Caller(key.id, key.team_id, Acl.parse(key.acls), key.rpm, key.tpm, key.management, key.name)
+def _caller(found: _Found) -> Caller:
+    key = found.key
+    return Caller(
+        key.id,
+        key.team_id,
+        Acl.parse(key.acls),
+        key.rpm,
+        key.tpm,
+        key.management,
+        key.name,
+        found.tier,
+        found.prepaid,
+        found.prices,
+    )
 
 
 def _put(cache: dict[bytes, T], digest: bytes, value: T, entries_max: int) -> None:

@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
 
 metadata: Final = MetaData(
     naming_convention={  # SQLite can change a constraint later only if it has a name
@@ -15,6 +27,7 @@ metadata: Final = MetaData(
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
         "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
         "pk": "pk_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
 
@@ -86,10 +99,77 @@ usage: Final = Table(
     Column("latency_us", BigInteger, nullable=False),
     Column("first_token_us", BigInteger),
     Column("estimated", Boolean, nullable=False),
+    Column("input_ticks", BigInteger),
+    Column("cached_input_ticks", BigInteger),
+    Column("output_ticks", BigInteger),
+    Column("reasoning_ticks", BigInteger),
+    Column("request_ticks", BigInteger),
+    Column("tools", Text),
+    Column("reserve_id", Text),
+    Column("drawn_ticks", BigInteger),
     Index(None, "key_id", "created_us"),
     Index(None, "created_us"),
 )
 """One row per request that an engine was asked for. team_id and key_id are no foreign keys: usage outlives a deleted key."""
+
+transfers: Final = Table(
+    "transfers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, nullable=False),
+    Column("debit", Text, nullable=False),
+    Column("credit", Text, nullable=False),
+    Column("ticks", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("note", Text),
+    CheckConstraint("ticks > 0 AND debit <> credit", name="moves"),
+    Index(None, "team_id", "created_us"),
+)
+"""The ledger (accounts/ledger.py): rows are added and never changed. id: the idempotency key, for usage the request's id."""
+
+balances: Final = Table(
+    "balances",
+    metadata,
+    Column("team_id", Text, primary_key=True),
+    Column("grant_ticks", BigInteger, nullable=False, server_default="0"),
+    Column("prepaid_ticks", BigInteger, nullable=False, server_default="0"),
+    Column("receivable_ticks", BigInteger, nullable=False, server_default="0"),
+    Column("revenue_ticks", BigInteger, nullable=False, server_default="0"),
+    Column("cash_ticks", BigInteger, nullable=False, server_default="0"),
+    Column("promo_ticks", BigInteger, nullable=False, server_default="0"),
+    Column("month", Integer, nullable=False, server_default="0"),
+    Column("monthly_grant_ticks", BigInteger, nullable=False, server_default="0"),
+    Column("spent_ticks", BigInteger, nullable=False, server_default="0"),
+)
+"""What each account of a team holds: credits less debits of its transfers, so a row's six accounts sum to zero.
+
+month: the UTC month that the row is in, as 202611; 0 before the first. monthly_grant_ticks: what the team gets at the beginning
+of each. spent_ticks: usage in `month`.
+"""
+
+reserves: Final = Table(
+    "reserves",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, nullable=False),
+    Column("gateway", Text, nullable=False),
+    Column("ticks", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Index(None, "team_id"),
+    Index(None, "expires_us"),
+)
+"""Credit that a gateway has set aside to hold the costs of requests from, without a transaction for each (accounts/credits.py)."""
+
+prices: Final = Table(
+    "prices",
+    metadata,
+    Column("team_id", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("terms", Text, nullable=False),
+    Column("modified_us", BigInteger, nullable=False),
+)
+"""What a team pays in place of the list price (accounts/prices.py). model: a public name, or * for all. terms: JSON."""
 
 deferred: Final = Table(
     "deferred",

@@ -14,6 +14,8 @@ from jubal.accounts.tables import meta, teams
 from jubal.core.errors import BadRequest, NotFound
 
 NAME_CHARS_MAX: Final = 200
+STANDARD: Final = "standard"
+"""The tier of a team that was given none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Team:
     tier: str
 
 
-def create(conn: Connection, *, name: str, prepaid: bool = False, tier: str = "standard", now_us: int) -> Team:
+def create(conn: Connection, *, name: str, prepaid: bool = False, tier: str = STANDARD, now_us: int) -> Team:
     """Adds a team. Raises `BadRequest` for a name that is unfit or taken."""
     check_name(name, "team")
     team = Team(str(uuid.uuid4()), name, now_us, blocked=False, prepaid=prepaid, tier=tier)
@@ -62,6 +64,22 @@ def by_name_or_id(conn: Connection, text: str) -> Team:
     if not found:
         raise NotFound(f"There is no team with the name or id `{text}`.", param="team", code="team_not_found")
     return found.get(text) or next(iter(found.values()))
+
+
+def change(
+    conn: Connection,
+    team_id: str,
+    *,
+    blocked: bool | None = None,
+    prepaid: bool | None = None,
+    tier: str | None = None,
+) -> Team:
+    """Changes what is not None; in force on every gateway within 2 s. Raises `NotFound`."""
+    wanted = {"blocked": blocked, "prepaid": prepaid, "tier": tier}
+    values = {name: value for name, value in wanted.items() if value is not None}
+    if values:
+        conn.execute(teams.update().where(teams.c.id == team_id).values(**values))
+    return get(conn, team_id)
 
 
 def default(conn: Connection) -> Team:

@@ -7,7 +7,9 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jubal.accounts.tables import api_keys, usage
+from jubal.accounts import credits, ledger
+from jubal.accounts.ledger import Used
+from jubal.accounts.tables import api_keys, transfers, usage
 
 
 class UsageRow(NamedTuple):
@@ -17,6 +19,9 @@ class UsageRow(NamedTuple):
     status: "ok", "failed" or "cancelled"; error_code: why, where it failed. cached_tokens: None where the engine does not
     report them. latency_us: from its arrival to its end; first_token_us: to its first token, None where there was none.
     estimated: the tokens are an estimate, as the engine reported none.
+    *_ticks: what `cost_in_usd_ticks` is the sum of, with the fees in `tools`: JSON of calls and ticks by tool, {"web_search": [2,
+    100000000]}. None in rows of releases that did not tell. reserve_id: where its cost was held, None where none had to be;
+    drawn_ticks: what it took from there, its cost but never more than was held.
     """
 
     request_id: str
@@ -38,6 +43,14 @@ class UsageRow(NamedTuple):
     latency_us: int
     first_token_us: int | None
     estimated: bool
+    input_ticks: int | None = None
+    cached_input_ticks: int | None = None
+    output_ticks: int | None = None
+    reasoning_ticks: int | None = None
+    request_ticks: int | None = None
+    tools: str | None = None
+    reserve_id: str | None = None
+    drawn_ticks: int | None = None
 
 
 _COLUMNS: Final = UsageRow._fields
@@ -48,15 +61,42 @@ KEYS_REMEMBERED_MAX: Final = 10_000
 
 
 def record(conn: Connection, rows: list[UsageRow]) -> None:
-    """Adds rows, and notes when their keys were used last. A request id that is there already stays as it is."""
+    """Adds rows, charges them to their teams, and notes when their keys were used last.
+
+    A request id that is there already stays as it is, and is charged once: a batch may come again.
+    """
     # Made by hand: SQLAlchemy's own executemany costs 4 us more per row, as much as SQLite takes to store one.
     mark = "?" if conn.dialect.paramstyle == "qmark" else "%s"
     marks = ", ".join([mark] * len(_COLUMNS))
-    conn.exec_driver_sql(
+    added = conn.exec_driver_sql(
         f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT DO NOTHING",  # noqa: S608  our own names only
         list(rows),
-    )
+    ).rowcount
+    charged = [row for row in rows if row.cost_in_usd_ticks > 0]
+    if added != len(rows):
+        charged = _uncharged(conn, charged)
+    if charged:
+        ledger.post_usage(
+            conn, [Used(row.request_id, row.team_id, row.cost_in_usd_ticks, row.created_us) for row in charged]
+        )
+        credits.draw(conn, charged)
     _note_last_use(conn, rows)
+
+
+def _uncharged(conn: Connection, rows: list[UsageRow]) -> list[UsageRow]:
+    """Of these rows, as the store holds them, those that no transfer stands for yet.
+
+    After a failure that leaves open what was committed, rows come again; some may be new beside them.
+    """
+    ids = {row.request_id for row in rows}
+    stored = conn.execute(
+        sa.select(usage).where(
+            usage.c.request_id.in_(ids),
+            usage.c.cost_in_usd_ticks > 0,
+            ~sa.exists().where(transfers.c.id == usage.c.request_id),
+        )
+    )
+    return [UsageRow(**row) for row in stored.mappings()]
 
 
 def _note_last_use(conn: Connection, rows: list[UsageRow]) -> None:

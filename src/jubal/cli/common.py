@@ -39,6 +39,9 @@ ConfigOption: TypeAlias = Annotated[
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+TeamOption: TypeAlias = Annotated[str, typer.Option("--team", metavar="T", help="The team: its name or id.")]
+
+
 class CommandError(Exception):
     """The command can't do it. The message is one line and says how to mend it. Exit code 1."""
 
@@ -130,6 +133,16 @@ def short(ident: str) -> str:
 def when(us: int | None) -> str:
     """Microseconds since 1970 as local time."""
     return "" if us is None else datetime.fromtimestamp(us / 1e6).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def ticks_of(usd: str) -> int:
+    """What a user wrote as an amount of USD. Raises `CommandError`."""
+    from jubal.core.money import exact_ticks
+
+    try:
+        return exact_ticks(usd)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 def counted(number: int, what: str) -> str:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from jubal import config
-from jubal.cli.common import ConfigOption, JsonOption, open_store, print_json, print_table, table, when
+from jubal.cli.common import (
+    CommandError,
+    ConfigOption,
+    JsonOption,
+    open_store,
+    print_json,
+    print_table,
+    table,
+    when,
+)
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
     from jubal.accounts.teams import Team
+
+TierOption: TypeAlias = Annotated[
+    str, typer.Option("--tier", metavar="TIER", help="public-beta, standard, enterprise, or one of [tiers].")
+]
+TeamArgument: TypeAlias = Annotated[str, typer.Argument(metavar="TEAM", help="Its name or id.")]
 
 app = typer.Typer(no_args_is_help=True, help="Teams: who pays. Every key belongs to one.")
 
@@ -20,14 +36,17 @@ app = typer.Typer(no_args_is_help=True, help="Teams: who pays. Every key belongs
 def create(
     name: Annotated[str, typer.Option("--name", help="A name that no other team has.")],
     prepaid: Annotated[bool, typer.Option("--prepaid", help="Its credit must cover what it asks for.")] = False,
+    tier: TierOption = "standard",
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
 ) -> None:
     """Make a team."""
     from jubal.accounts import teams
 
-    with open_store(config.load(config_file)) as store:
-        team = store.transact(teams.create, name=name, prepaid=prepaid, now_us=time.time_ns() // 1000)
+    settings = config.load(config_file)
+    check_tier(settings, tier)
+    with open_store(settings) as store:
+        team = store.transact(teams.create, name=name, prepaid=prepaid, tier=tier, now_us=time.time_ns() // 1000)
     if as_json:
         print_json(view(team))
     else:
@@ -58,6 +77,82 @@ def list_(as_json: JsonOption = False, config_file: ConfigOption = None) -> None
             for team in found
         ],
     )
+
+
+@app.command("show")
+def show(team: TeamArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+    """Show one team."""
+    from jubal.accounts import teams
+
+    with open_store(config.load(config_file)) as store:
+        _say(store.read(teams.by_name_or_id, team), as_json)
+
+
+@app.command("set-tier")
+def set_tier(
+    team: TeamArgument,
+    tier: Annotated[str, typer.Argument(metavar="TIER", help="public-beta, standard, enterprise, or one of [tiers].")],
+    prepaid: Annotated[
+        bool | None,
+        typer.Option(
+            "--prepaid/--postpaid", help="Whether its credit must cover what it asks for.", show_default=False
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """Put a team into a tier. In force everywhere within two seconds."""
+    settings = config.load(config_file)
+    check_tier(settings, tier)
+    _change(settings, team, as_json, tier=tier, prepaid=prepaid)
+
+
+@app.command("block")
+def block(team: TeamArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+    """Stop all keys of a team until it is unblocked."""
+    _change(config.load(config_file), team, as_json, blocked=True)
+
+
+@app.command("unblock")
+def unblock(team: TeamArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+    """Let the keys of a blocked team work again."""
+    _change(config.load(config_file), team, as_json, blocked=False)
+
+
+def _change(
+    settings: config.Settings,
+    name: str,
+    as_json: bool,
+    *,
+    blocked: bool | None = None,
+    prepaid: bool | None = None,
+    tier: str | None = None,
+) -> None:
+    with open_store(settings) as store:
+        _say(store.transact(_changed, name, blocked, prepaid, tier), as_json)
+
+
+def _changed(conn: Connection, name: str, blocked: bool | None, prepaid: bool | None, tier: str | None) -> Team:
+    from jubal.accounts import teams
+
+    return teams.change(conn, teams.by_name_or_id(conn, name).id, blocked=blocked, prepaid=prepaid, tier=tier)
+
+
+def _say(team: Team, as_json: bool) -> None:
+    if as_json:
+        print_json(view(team))
+        return
+    for name, value in view(team).items():
+        print(f"{name:8} {when(team.created_us) if name == 'created' else value}")
+
+
+def check_tier(settings: config.Settings, name: str) -> None:
+    """Raises `CommandError` for a tier that is not there: its teams could do nothing."""
+    from jubal.accounts.tiers import Tiers
+
+    names = Tiers.configured(settings.tiers).names
+    if name not in names:
+        raise CommandError(f"There is no tier `{name}`. Tiers: {', '.join(names)}.")
 
 
 def view(team: Team) -> dict[str, object]:

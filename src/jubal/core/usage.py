@@ -13,12 +13,14 @@ class Usage:
     completion: visible answer and function-call tokens; reasoning is not included (xai-api.md 6.8).
     cached: the part of `prompt` that came from the engine's prompt cache. None: the engine does not report it.
     reasoning: hidden reasoning tokens, beside `completion`.
+    image: the part of `prompt` that is images and was not cached, where the engine tells; else 0.
     """
 
     prompt: int
     completion: int
     cached: int | None = None
     reasoning: int = 0
+    image: int = 0
 
     @property
     def total(self) -> int:
@@ -34,6 +36,7 @@ class Usage:
             self.completion + other.completion,
             cached,
             self.reasoning + other.reasoning,
+            self.image + other.image,
         )
 
 

@@ -82,10 +82,11 @@ class Deferred:
     # ------------------------------------------------------------------------------------------ for callers
 
     async def submit(self, admitted: Admitted, body: bytes) -> None:
-        """Returns when the job is durable. Raises `AtCapacity`, `StoreUnavailable`."""
+        """Returns when the job is durable. Raises `AtCapacity`, `OutOfCredit`, `StoreUnavailable`."""
         kept = False
         self._hold(admitted)  # before the job can be claimed
         try:
+            await self._pipeline.check_credit(admitted)
             await self._store.run(
                 deferred.submit,
                 request_id=admitted.request_id,
@@ -208,10 +209,12 @@ class Deferred:
         task = asyncio.current_task()
         assert task is not None
         keeper = asyncio.ensure_future(self._keep(job, task))
+        row = _Kept()
         try:
-            ended = await self._attempt(job)
+            ended = await self._attempt(job, row)
             await self._finish(job, ended)
             self._let_go(job.request_id, _used(ended.usage))
+            row.charged = True
         except AtCapacity:
             await self._give_back(job, self._now_us() + int(BUSY_PAUSE_S * 1e6))
             raise asyncio.CancelledError from None  # no reason to look for work at once
@@ -220,10 +223,12 @@ class Deferred:
             raise asyncio.CancelledError from None
         finally:
             keeper.cancel()
+            if row.admitted is not None:  # only now: the row is committed with the answer, or never
+                cost = row.usage.cost_in_usd_ticks if row.usage is not None else 0
+                self._pipeline.charging.settled(row.admitted.held, cost, certain=row.charged or not cost)
 
-    async def _attempt(self, job: Job) -> Ended:
+    async def _attempt(self, job: Job, row: _Kept) -> Ended:
         """How the job ended. Raises `AtCapacity` and `StoreUnavailable`, which are no end: it can go on later."""
-        row = _Kept()
         try:
             if job.attempts > ATTEMPTS_MAX:
                 raise InternalError(
@@ -232,7 +237,7 @@ class Deferred:
                 )
             caller = await self._store.run_read(keys.caller_of, job.key_id, self._now_us())
             asked = self._dialect.parse(job.body)
-            admitted = self._pipeline.admit(
+            row.admitted = admitted = self._pipeline.admit(
                 caller, self._dialect.endpoint, asked.generation, request_id=job.request_id, later=row
             )
             if self._pipeline.engines[admitted.model.engine].admission.queued:
@@ -286,10 +291,12 @@ def _used(row: UsageRow | None) -> int:
 
 
 class _Kept:
-    """A usage log that keeps the row of one attempt."""
+    """A usage log that keeps the row of one attempt. charged: it is in the store."""
 
     def __init__(self) -> None:
         self.usage: UsageRow | None = None
+        self.admitted: Admitted | None = None
+        self.charged = False
 
     async def commit(self, row: UsageRow) -> None:
         self.usage = row

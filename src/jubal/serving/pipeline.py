@@ -20,6 +20,7 @@ import structlog
 
 from jubal.accounts.keys import Caller
 from jubal.accounts.limits import UNLIMITED, Limiter, Ticket
+from jubal.accounts.prices import tools_text
 from jubal.accounts.usage import UsageRow
 from jubal.agent import loop
 from jubal.agent.toolbox import Toolbox
@@ -35,9 +36,10 @@ from jubal.core.errors import (
     NotIdentified,
     UnknownModel,
 )
-from jubal.core.events import Event, Finished, ReasoningDelta, Started, TextDelta
+from jubal.core.events import Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
+from jubal.core.money import NO_CHARGE, Charge, Price
 from jubal.core.schema import Support, check, check_support
 from jubal.core.tally import Tally, estimate_prompt
 from jubal.core.tokens import Token
@@ -48,6 +50,7 @@ from jubal.engines.tokenizer import TokenCounter, Tokenizer
 from jubal.serving.admission import Admission
 from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import Kept, Recorder, ResponseCache, key_of
+from jubal.serving.charging import Charging, Held, charged
 from jubal.serving.images import Images
 
 log = structlog.get_logger("jubal.pipeline")
@@ -121,8 +124,9 @@ class Embedded:
 class Admitted:
     """A request that may run. tokens_taken: what the token limit was charged at first. began_s: by the pipeline's clock.
 
-    usage_log: where its usage row goes; None for the pipeline's own. cache_key: under which its answer is kept; None: it is not.
-    kept: the answer that was found there.
+    price: what it costs its caller. held: the credit that is set aside for it while it runs.
+    usage_log: where its usage row goes; None for the pipeline's own. Whoever gave it settles what is held (`Pipeline.charging`).
+    cache_key: under which its answer is kept; None: it is not. kept: the answer that was found there.
     """
 
     request_id: str
@@ -133,9 +137,11 @@ class Admitted:
     ticket: Ticket
     tokens_taken: int
     began_s: float
+    price: Price
     usage_log: UsageLog | None = None
     cache_key: bytes | None = None
     kept: Kept | None = None
+    held: Held = field(default_factory=Held)
 
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
         headers = ticket_headers(self.ticket)
@@ -176,6 +182,7 @@ class Pipeline:
         cache: ResponseCache | None = None,
         toolbox: Toolbox = loop.NO_TOOLBOX,
         images: Images | None = None,
+        charging: Charging | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = random_uuid,
@@ -190,6 +197,7 @@ class Pipeline:
         self._limiter = limiter
         self._usage = usage
         self._cache = cache
+        self.charging = charging or Charging()
         self._clock = clock
         self._now = now
         self.new_id = new_id
@@ -240,9 +248,12 @@ class Pipeline:
         self.toolbox.check(generation)
         if generation.reasoning is None and model.effort is not None:
             generation = replace(generation, reasoning=model.effort)
+        price = self.charging.price(caller, model)
         tokens = estimate_prompt(generation) + (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED)
         ticket = self._limiter.take(caller, tokens) if later is None else UNLIMITED
-        admitted = Admitted(request_id, caller, endpoint, model, generation, ticket, tokens, self._clock(), later)
+        admitted = Admitted(
+            request_id, caller, endpoint, model, generation, ticket, tokens, self._clock(), price, later
+        )
         if self._cache is not None and repeatable:
             self._look_up(admitted, self._cache)
         return admitted
@@ -265,6 +276,23 @@ class Pipeline:
     def rests(self, model: Model) -> bool:
         """No engine of the model may be asked now."""
         return all(self.engines[name].breaker.refuses_for_s for name in (model.engine, *model.fallback))
+
+    async def check_credit(self, admitted: Admitted) -> None:
+        """Whether the team's credit covers a request that will run later, as it stands now. Raises `OutOfCredit`, …"""
+        held, _ = await self._hold(admitted)
+        self.charging.settled(held, 0)
+
+    async def _hold(self, admitted: Admitted) -> tuple[Held, Generation]:
+        model, weights = admitted.model, self.weights(admitted.model)
+        windows = [window for window in (model.context, weights.context) if window is not None]
+        return await self.charging.hold(
+            admitted.caller,
+            model,
+            admitted.price,
+            admitted.generation,
+            min(windows, default=None),
+            admitted.request_id,
+        )
 
     def offers(self, kind: ModelKind) -> list[tuple[Model, Weights]]:
         """All models of a kind, each with what answers behind it."""
@@ -369,6 +397,8 @@ class Pipeline:
         account = _Account(admitted, self._clock)
         recorder = self._recorder(admitted)
         try:
+            if admitted.kept is None:
+                admitted.held, admitted.generation = await self._hold(admitted)
             async with aclosing(self._events(admitted, account)) as events:
                 async for event in events:
                     account.see(event)
@@ -481,8 +511,10 @@ class Pipeline:
         model = self.embedding_models.find(request.model)
         caller.acl.demand(endpoint, model.name, *model.aliases)
         tokens_taken = estimate_embedding(request)
-        work = _Embedding(model, self._clock(), self._limiter.take(caller, tokens_taken))
+        price = self.charging.price(caller, model)
+        work = _Embedding(model, price, self._clock(), self._limiter.take(caller, tokens_taken))
         try:
+            work.held = await self.charging.hold_embedding(caller, price, request, request_id)
             await self._embed(request, work)
         except JubalError as error:
             work.error = error.code or type(error).__name__
@@ -494,9 +526,11 @@ class Pipeline:
             self._limiter.give_back(work.ticket, tokens_taken - work.usage.total)
             if work.asked:
                 row = work.row(caller, endpoint, request_id, int(self._now() * 1_000_000), self._clock())
-                await self._shielded(self._usage.commit(row))
+                await self._shielded(self._charge(work.held, row, self._usage))
+            else:
+                self.charging.settled(work.held, 0)
         assert work.made is not None
-        return Embedded(model.name, work.made, model.price.cost_ticks(work.usage), ticket_headers(work.ticket))
+        return Embedded(model.name, work.made, price.cost_ticks(work.usage), ticket_headers(work.ticket))
 
     async def _embed(self, request: EmbeddingRequest, work: _Embedding) -> None:
         """By the first engine of the model that can: its own, then its fallbacks."""
@@ -529,9 +563,25 @@ class Pipeline:
         account.settled = True
         used = 0 if account.free else account.usage.total
         self._limiter.give_back(admitted.ticket, admitted.tokens_taken - used)
-        if account.asked:
-            log_of = admitted.usage_log or self._usage
-            await log_of.commit(account.row(int(self._now() * 1_000_000)))
+        if not account.asked:
+            self.charging.settled(admitted.held, 0)
+            return
+        if not (admitted.generation.tools.server or account.free):
+            self.charging.learn(admitted.model, admitted.held, account.usage)
+        row = account.row(int(self._now() * 1_000_000))
+        if admitted.usage_log is not None:
+            await admitted.usage_log.commit(row)
+        else:
+            await self._charge(admitted.held, row, self._usage)
+
+    async def _charge(self, held: Held, row: UsageRow, usage_log: UsageLog) -> None:
+        """Commits a row, and frees what it did not cost of what was held."""
+        certain = False
+        try:
+            await usage_log.commit(row)
+            certain = True
+        finally:  # cancelled or failed: it may be written all the same
+            self.charging.settled(held, row.cost_in_usd_ticks, certain=certain)
 
     async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs `work` to its end even where the caller of this is cancelled meanwhile."""
@@ -578,8 +628,10 @@ class _Embedding:
     """One request for vectors: who answers, what was used, how it ended."""
 
     model: Model
+    price: Price
     began_s: float
     ticket: Ticket
+    held: Held = field(default_factory=Held)
     made: Embeddings | None = None
     engine: str = ""
     weights: str = ""
@@ -592,7 +644,7 @@ class _Embedding:
         return NOTHING if self.made is None else Usage(self.made.prompt_tokens, 0)
 
     def row(self, caller: Caller, endpoint: str, request_id: str, now_us: int, ended_s: float) -> UsageRow:
-        return UsageRow(
+        row = UsageRow(
             request_id=request_id,
             created_us=now_us,
             team_id=caller.team_id,
@@ -608,19 +660,20 @@ class _Embedding:
             cached_tokens=None,
             completion_tokens=0,
             reasoning_tokens=0,
-            cost_in_usd_ticks=self.model.price.cost_ticks(self.usage),
+            cost_in_usd_ticks=0,
             latency_us=int((ended_s - self.began_s) * 1e6),
             first_token_us=None,
             estimated=self.made is not None and self.made.estimated,
         )
+        return charged(row, self.price.charge(self.usage), None, self.held)
 
 
 class _Account:
     """What one request has used, when, and how it ended."""
 
     __slots__ = (
-        "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "cost_ticks", "engine",
-        "free", "settled", "started", "usage", "weights",
+        "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "charge", "engine",
+        "free", "settled", "started", "usage", "uses", "weights",
     )  # fmt: skip
 
     def __init__(self, admitted: Admitted, clock: Callable[[], float]) -> None:
@@ -637,7 +690,8 @@ class _Account:
         self.free = False
         self.started = False
         self.usage = NOTHING
-        self.cost_ticks = 0
+        self.charge: Charge = NO_CHARGE
+        self.uses: dict[str, int] = {}  # calls of server tools that went well
         self.settled = False
 
     def asks(self, engine: str, fingerprint: str) -> None:
@@ -648,6 +702,8 @@ class _Account:
         self._tally.see(event)
         if self._first_s is None and isinstance(event, TextDelta | ReasoningDelta):
             self._first_s = self._clock()
+        elif type(event) is ServerToolResult and event.ok:
+            self.uses[event.kind] = self.uses.get(event.kind, 0) + 1
 
     def close(self, status: str, error: JubalError | None = None, *, unseen: bool = False) -> int:
         """The request is over: fixes usage and cost, and returns the cost in ticks.
@@ -661,13 +717,14 @@ class _Account:
         self._error = (error.code or type(error).__name__) if error is not None else None
         if status == "ok" or self.started or unseen:
             self.usage = self._tally.usage(self._admitted.generation)
-        self.cost_ticks = 0 if status == "failed" or self.free else self._admitted.model.price.cost_ticks(self.usage)
-        return self.cost_ticks
+        free = status == "failed" or self.free
+        self.charge = NO_CHARGE if free else self._admitted.price.charge(self.usage, self.uses)
+        return self.charge.total
 
     def row(self, now_us: int) -> UsageRow:
         admitted, usage = self._admitted, self.usage
         began = admitted.began_s
-        return UsageRow(
+        row = UsageRow(
             request_id=admitted.request_id,
             created_us=now_us,
             team_id=admitted.caller.team_id,
@@ -683,8 +740,9 @@ class _Account:
             cached_tokens=usage.cached,
             completion_tokens=usage.completion,
             reasoning_tokens=usage.reasoning,
-            cost_in_usd_ticks=self.cost_ticks,
+            cost_in_usd_ticks=0,
             latency_us=int((self._ended_s - began) * 1e6),
             first_token_us=None if self._first_s is None else int((self._first_s - began) * 1e6),
             estimated=not self._tally.exact and usage != NOTHING,
         )
+        return charged(row, self.charge, tools_text(admitted.price, self.uses), admitted.held)

@@ -72,6 +72,8 @@ def reply(error: errors.JubalError) -> ErrorReply:
             headers.append((b"www-authenticate", b"Bearer"))
         case errors.MethodNotAllowed(allowed=allowed):
             headers.append((b"allow", ", ".join(allowed).encode()))
+        case errors.OutOfCredit():
+            headers.append((b"x-should-retry", b"false"))  # the official SDKs try every 429 again
         case errors.AtCapacity():
             headers.append((b"x-should-retry", b"true"))  # the official SDKs do not know 498 as retryable
             if error.retry_after_s is None:

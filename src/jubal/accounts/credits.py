@@ -1,0 +1,246 @@
+"""What a team may still use, and how gateways set parts of it aside.
+
+A reserve is credit that one gateway has taken from a team's for the requests it is about to answer. Taking it locks the team's
+row of balances (on SQLite: the store), so the sum of open reserves never exceeds what the team has, however many gateways there
+are. Each request draws its real cost from the reserve in the transaction that charges it. A reserve is a lease: its gateway
+renews it while it lives, and one that ran out counts for nothing and is swept.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jubal.accounts import ledger
+from jubal.accounts.ledger import Balance, Mismatch, Transfer, Used
+from jubal.accounts.tables import balances, reserves, transfers, usage
+from jubal.core.errors import BadRequest
+from jubal.core.money import exact_usd
+
+if TYPE_CHECKING:
+    from jubal.accounts.usage import UsageRow
+
+CHUNK: Final = 8
+"""A gateway takes one part in so many of what is there: few transactions while there is much, no hoarding near the end."""
+STUCK_AFTER_US: Final = 600 * 1_000_000
+"""Gateways sweep what ran out every half a minute; what is there so long after is stuck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How far a team may go. monthly_grant: ticks of free credit each month. cap: ticks that it may owe."""
+
+    monthly_grant: int = 0
+    cap: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a gateway got. ticks: 0 where the credit doesn't cover the least it wanted. available: what there was before.
+
+    lost: the reserve that was to be enlarged is not there any more.
+    """
+
+    ticks: int
+    available: int
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A team's accounts now. reserved: ticks that gateways have set aside, so at most that much is in use."""
+
+    balance: Balance
+    reserved: int
+
+
+# ----------------------------------------------------------------------------------------------------------- reserves
+
+
+def take(
+    conn: Connection,
+    *,
+    reserve_id: str,
+    team_id: str,
+    gateway: str,
+    fresh: bool,
+    least: int,
+    wanted: int,
+    terms: Terms,
+    now_us: int,
+    lease_us: int,
+) -> Taken:
+    """Enlarges a gateway's reserve, or makes it (`fresh`): by `wanted` ticks or a good deal more, near the end by what is left,
+    and by nothing where that is less than `least`."""
+    balance = ledger.turn_month(conn, ledger.locked(conn, team_id), ledger.month_of(now_us), terms.monthly_grant)
+    conn.execute(reserves.delete().where(reserves.c.team_id == team_id, reserves.c.expires_us <= now_us))
+    reserved = _reserved(conn, team_id, now_us)
+    available = balance.credit + terms.cap - reserved
+    if available < least:
+        return Taken(0, available)
+    ticks = min(available, max(wanted, available // CHUNK))
+    until_us = now_us + lease_us
+    if fresh:
+        conn.execute(
+            reserves.insert().values(id=reserve_id, team_id=team_id, gateway=gateway, ticks=ticks, expires_us=until_us)
+        )
+    elif not conn.execute(
+        reserves.update().where(reserves.c.id == reserve_id).values(ticks=reserves.c.ticks + ticks, expires_us=until_us)
+    ).rowcount:
+        return Taken(0, available, lost=True)
+    return Taken(ticks, available)
+
+
+def draw(conn: Connection, rows: Iterable[UsageRow]) -> None:
+    """Takes what requests cost off the reserves that it was held in. One that ran out meanwhile is not there any more."""
+    drawn: dict[str, int] = {}
+    for row in rows:
+        if row.reserve_id is not None and row.drawn_ticks:
+            drawn[row.reserve_id] = drawn.get(row.reserve_id, 0) + row.drawn_ticks
+    for reserve_id in sorted(drawn):
+        conn.execute(
+            reserves.update().where(reserves.c.id == reserve_id).values(ticks=reserves.c.ticks - drawn[reserve_id])
+        )
+
+
+def give_back(conn: Connection, reserve_id: str, ticks: int) -> None:
+    """Makes a reserve smaller by what no request needs."""
+    conn.execute(reserves.update().where(reserves.c.id == reserve_id).values(ticks=reserves.c.ticks - ticks))
+
+
+def close(conn: Connection, reserve_ids: list[str]) -> None:
+    """Ends reserves: all that is left in them goes back."""
+    if reserve_ids:
+        conn.execute(reserves.delete().where(reserves.c.id.in_(reserve_ids)))
+
+
+def renew(conn: Connection, reserve_ids: list[str], *, now_us: int, lease_us: int) -> set[str]:
+    """Holds reserves for longer, and returns those that were not lost meanwhile."""
+    renewed = set()
+    for reserve_id in sorted(reserve_ids):
+        if conn.execute(
+            reserves.update()
+            .where(reserves.c.id == reserve_id, reserves.c.expires_us > now_us)
+            .values(expires_us=now_us + lease_us)
+        ).rowcount:
+            renewed.add(reserve_id)
+    return renewed
+
+
+def sweep(conn: Connection, now_us: int) -> int:
+    """Deletes reserves of gateways that died, and returns how many."""
+    return conn.execute(reserves.delete().where(reserves.c.expires_us <= now_us)).rowcount
+
+
+def _reserved(conn: Connection, team_id: str, now_us: int) -> int:
+    open_ = sa.select(sa.func.sum(reserves.c.ticks)).where(
+        reserves.c.team_id == team_id, reserves.c.expires_us > now_us
+    )
+    return int(conn.scalar(open_) or 0)
+
+
+# -------------------------------------------------------------------------------------------------------------- credit
+
+
+def add(
+    conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None, id: str | None = None
+) -> Transfer:
+    """A team pays in advance. id: an idempotency key of the caller's; a second call with it changes nothing.
+
+    Raises `BadRequest` for an amount that is none.
+    """
+    paid = Transfer(id or f"purchase:{uuid.uuid4()}", team_id, "cash", "prepaid", ticks, "purchase", now_us, note)
+    ledger.post(conn, paid)
+    return paid
+
+
+def pay(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:
+    """A team pays what it owes. Raises `BadRequest` for an amount that is none."""
+    paid = Transfer(f"payment:{uuid.uuid4()}", team_id, "cash", "receivable", ticks, "payment", now_us, note)
+    ledger.post(conn, paid)
+    return paid
+
+
+def refund(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:
+    """Prepaid credit goes back to the team. Raises `BadRequest` for more than is left and not set aside for requests."""
+    left = ledger.locked(conn, team_id)
+    free = min(left.prepaid, left.credit - _reserved(conn, team_id, now_us))
+    if ticks > free:
+        raise BadRequest(f"Only {exact_usd(max(0, free))} USD of prepaid credit can be refunded.", param="amount")
+    made = Transfer(f"refund:{uuid.uuid4()}", team_id, "prepaid", "cash", ticks, "refund", now_us, note)
+    ledger.post(conn, made)
+    return made
+
+
+def standing(conn: Connection, team_id: str, *, now_us: int, monthly_grant: int | None = None) -> Standing:
+    """Where a team stands, its month turned where that is due."""
+    month = ledger.month_of(now_us)
+    balance = ledger.turn_month(conn, ledger.locked(conn, team_id), month, monthly_grant)
+    return Standing(balance, _reserved(conn, team_id, now_us))
+
+
+# --------------------------------------------------------------------------------------------------------- reconciling
+
+
+def charge_missing(conn: Connection, *, limit: int = 100_000) -> int:
+    """Charges usage rows that were not, and returns how many: a gateway of a release without the ledger wrote them meanwhile."""
+    posted = sa.exists().where(transfers.c.id == usage.c.request_id)
+    rows = conn.execute(
+        sa.select(usage.c.request_id, usage.c.team_id, usage.c.cost_in_usd_ticks, usage.c.created_us)
+        .where(usage.c.cost_in_usd_ticks > 0, ~posted)
+        .limit(limit)
+    ).all()
+    if rows:
+        ledger.post_usage(conn, [Used(*row) for row in rows])
+    return len(rows)
+
+
+def reconcile(conn: Connection, now_us: int) -> list[Mismatch]:
+    """Everything that the books, the usage rows and the reserves do not agree on; nothing is the right answer. Only reads.
+
+    Usage rows may be deleted after a while, the ledger never is: what is older than the oldest row is not compared.
+    """
+    return [*ledger.mismatches(conn), *_of_usage(conn), *_of_months(conn), *_of_reserves(conn, now_us)]
+
+
+def _of_usage(conn: Connection) -> Iterable[Mismatch]:
+    since_us = conn.scalar(sa.select(sa.func.min(usage.c.created_us))) or 0
+    charged = _by_team(
+        conn, transfers.c.team_id, transfers.c.ticks, transfers.c.kind == "usage", transfers.c.created_us >= since_us
+    )
+    cost = _by_team(conn, usage.c.team_id, usage.c.cost_in_usd_ticks)
+    for team_id in sorted(charged.keys() | cost.keys()):
+        expected, found = cost.get(team_id, 0), charged.get(team_id, 0)
+        if expected != found:
+            yield Mismatch("what was charged is what the usage rows cost", team_id, expected, found)
+    posted = sa.exists().where(transfers.c.id == usage.c.request_id)
+    missing = conn.scalar(sa.select(sa.func.count()).select_from(usage).where(usage.c.cost_in_usd_ticks > 0, ~posted))
+    if missing:
+        yield Mismatch("every usage row that costs something was charged", "", 0, missing)
+
+
+def _of_months(conn: Connection) -> Iterable[Mismatch]:
+    revenue = _by_team(conn, transfers.c.team_id, transfers.c.ticks, transfers.c.kind == "usage")
+    for row in conn.execute(sa.select(balances.c.team_id, balances.c.revenue_ticks)):
+        if row.revenue_ticks != revenue.get(row.team_id, 0):
+            yield Mismatch("revenue is what usage cost", row.team_id, revenue.get(row.team_id, 0), row.revenue_ticks)
+
+
+def _of_reserves(conn: Connection, now_us: int) -> Iterable[Mismatch]:
+    for row in conn.execute(sa.select(reserves).order_by(reserves.c.id)):
+        if row.ticks < 0:
+            yield Mismatch("no reserve is below zero", row.team_id, 0, row.ticks)
+        if row.expires_us + STUCK_AFTER_US < now_us:
+            yield Mismatch("no credit is stuck in a reserve that ran out", row.team_id, 0, row.ticks)
+
+
+def _by_team(
+    conn: Connection, team: sa.Column[str], ticks: sa.Column[int], *which: sa.ColumnElement[bool]
+) -> dict[str, int]:
+    query = sa.select(team, sa.func.sum(ticks)).where(*which).group_by(team)
+    return {team_id: int(total) for team_id, total in conn.execute(query) if total}

@@ -1,0 +1,229 @@
+"""`jubal credits`: what teams paid, have left and owe."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from jubal import config
+from jubal.cli.common import (
+    ConfigOption,
+    JsonOption,
+    TeamOption,
+    open_store,
+    print_json,
+    print_table,
+    table,
+    ticks_of,
+    when,
+)
+from jubal.core.money import exact_usd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection
+
+    from jubal.accounts.ledger import Mismatch, Transfer
+
+UsdOption: TypeAlias = Annotated[str, typer.Option("--usd", metavar="N", help="How many USD.")]
+NoteOption: TypeAlias = Annotated[str | None, typer.Option("--note", help="What for, as the history shows it.")]
+
+app = typer.Typer(no_args_is_help=True, help="Credit: what teams paid, have left and owe.")
+
+
+@app.command("add")
+def add(
+    team: TeamOption,
+    usd: UsdOption,
+    note: NoteOption = None,
+    id: Annotated[
+        str | None, typer.Option("--id", help="A name for this payment: with the same one it is added once.")
+    ] = None,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """A team paid in advance."""
+    from jubal.accounts import credits
+
+    def act(conn: Connection, team_id: str, ticks: int, now_us: int) -> Transfer:
+        return credits.add(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note, id=id)
+
+    _move(config.load(config_file), team, usd, as_json, act)
+
+
+@app.command("pay")
+def pay(
+    team: TeamOption,
+    usd: UsdOption,
+    note: NoteOption = None,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """A team paid what it owed."""
+    from jubal.accounts import credits
+
+    def act(conn: Connection, team_id: str, ticks: int, now_us: int) -> Transfer:
+        return credits.pay(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note)
+
+    _move(config.load(config_file), team, usd, as_json, act)
+
+
+@app.command("refund")
+def refund(
+    team: TeamOption,
+    usd: UsdOption,
+    note: NoteOption = None,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """A team gets prepaid credit back."""
+    from jubal.accounts import credits
+
+    def act(conn: Connection, team_id: str, ticks: int, now_us: int) -> Transfer:
+        return credits.refund(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note)
+
+    _move(config.load(config_file), team, usd, as_json, act)
+
+
+def _move(
+    settings: config.Settings,
+    team: str,
+    usd: str,
+    as_json: bool,
+    act: Callable[[Connection, str, int, int], Transfer],
+) -> None:
+    """One transfer, and where the team stands after it."""
+    ticks = ticks_of(usd)
+
+    def work(conn: Connection) -> dict[str, object]:
+        from jubal.accounts import teams
+
+        made = act(conn, teams.by_name_or_id(conn, team).id, ticks, _now_us())
+        return {"id": made.id, "kind": made.kind, "ticks": made.ticks, **_standing(conn, team, settings)}
+
+    with open_store(settings) as store:
+        done = store.transact(work)
+    if as_json:
+        print_json(done)
+    else:
+        print(f"{done['team']}: {done['kind']} of {exact_usd(ticks)} USD. Available: {done['available_usd']} USD.")
+
+
+@app.command("show")
+def show(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+    """Show what a team has left and owes."""
+    settings = config.load(config_file)
+    with open_store(settings) as store:
+        found = store.transact(_standing, team, settings)
+    if as_json:
+        print_json(found)
+        return
+    print(
+        f"team       {found['team']} ({found['team_id']}), tier {found['tier']}{', prepaid' if found['prepaid'] else ''}"
+    )
+    for name in ("available", "grant", "prepaid_credit", "owed", "reserved", "spent_this_month"):
+        value = found[f"{name}_usd"]
+        print(f"{name.replace('_', ' '):17} {'no limit' if value is None else f'{value} USD'}")
+
+
+def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[str, object]:
+    """As JSON shows it. available: what can still be used, None for no limit; reserved: the part that gateways have set aside."""
+    from jubal.accounts import credits, teams
+    from jubal.accounts.tiers import Tiers
+
+    team = teams.by_name_or_id(conn, name)
+    tier = Tiers.configured(settings.tiers).get(team.tier)
+    terms = None if tier is None else tier.terms(team.prepaid)
+    grant = None if tier is None else tier.monthly_credit or 0
+    found = credits.standing(conn, team.id, now_us=_now_us(), monthly_grant=grant)
+    balance = found.balance
+    amounts = {
+        "balance": balance.credit,
+        "available": None if terms is None else balance.credit + terms.cap - found.reserved,
+        "grant": balance.grant,
+        "prepaid_credit": balance.prepaid,
+        "owed": -balance.receivable,
+        "reserved": found.reserved,
+        "spent_this_month": balance.spent,
+    }
+    return {
+        "team_id": team.id,
+        "team": team.name,
+        "tier": team.tier,
+        "prepaid": team.prepaid,
+        **{f"{name}_ticks": ticks for name, ticks in amounts.items()},
+        **{f"{name}_usd": None if ticks is None else exact_usd(ticks) for name, ticks in amounts.items()},
+    }
+
+
+@app.command("history")
+def history(
+    team: TeamOption,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest N transfers.")] = 100,
+    usage: Annotated[bool, typer.Option("--usage", help="Those of single requests too.")] = False,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """List a team's transfers, newest last."""
+
+    def rows(conn: Connection) -> list[Transfer]:
+        from jubal.accounts import ledger, teams
+
+        return ledger.history(conn, teams.by_name_or_id(conn, team).id, limit=limit, usage=usage)
+
+    with open_store(config.load(config_file)) as store:
+        found = store.read(rows)
+    if as_json:
+        print_json([{**one._asdict(), "usd": exact_usd(one.ticks)} for one in found])
+        return
+    print_table(
+        table("when", "kind", "from", "to", "USD", "note", "id", right=("USD",)),
+        [
+            (when(one.created_us), one.kind, one.debit, one.credit, exact_usd(one.ticks), one.note or "", one.id)
+            for one in found
+        ],
+    )
+
+
+@app.command("check")
+def check(
+    charge_missing: Annotated[
+        bool,
+        typer.Option(
+            "--charge-missing", help="First charge requests that were not: those of an older release beside this one."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """Compare ledger, balances, usage and reserves. Exit code 1 where they do not agree."""
+
+    def work(conn: Connection) -> list[Mismatch]:
+        from jubal.accounts import credits
+
+        now_us = _now_us()
+        credits.sweep(conn, now_us)
+        if charge_missing:
+            credits.charge_missing(conn)
+        return credits.reconcile(conn, now_us)
+
+    with open_store(config.load(config_file)) as store:
+        found = store.transact(work)
+    if as_json:
+        print_json({"ok": not found, "mismatches": [asdict(one) for one in found]})
+    elif not found:
+        print("The books are in order.")
+    else:
+        for one in found:
+            whose = f" (team {one.team_id})" if one.team_id else ""
+            print(f"Not so: {one.what}{whose}: expected {one.expected}, found {one.found}.")
+    if found:
+        raise typer.Exit(1)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,125 @@
+"""What a request costs whom: its price, and the credit that is held for it before it begins.
+
+Most teams may owe as much as they like; for them nothing is held, and all this comes to one look into a dictionary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from jubal.accounts import prices
+from jubal.accounts.credits import Terms
+from jubal.accounts.holds import Credit, Hold
+from jubal.accounts.keys import Caller
+from jubal.accounts.prices import Ceiling
+from jubal.accounts.tiers import Tiers
+from jubal.accounts.usage import UsageRow
+from jubal.core.embedding import EmbeddingRequest
+from jubal.core.generation import Generation
+from jubal.core.model import Model
+from jubal.core.money import Charge, Price
+from jubal.core.usage import Usage
+
+LEARNT_MAX = 10_000
+
+
+@dataclass(slots=True)
+class Held:
+    """What is set aside for a request: nothing where `hold` is None. ceiling: what it was reckoned from."""
+
+    hold: Hold | None = None
+    ceiling: Ceiling | None = None
+
+
+class Charging:
+    """credit: where holds come from; None where nobody can hold, as in tests without a store: then no team needs to."""
+
+    def __init__(self, credit: Credit | None = None, tiers: Tiers | None = None) -> None:
+        self._credit = credit
+        self._tiers = tiers or Tiers()
+        self._more_prompt: dict[str, int] = {}  # tokens that a model counted beyond its bound, the most ever
+        self._more_answer: dict[str, int] = {}
+
+    def price(self, caller: Caller, model: Model) -> Price:
+        """What `model` costs this caller now. Raises `NotAllowed`."""
+        price = self._tiers.of(caller).priced(model.price)
+        return price if caller.prices is None else caller.prices.on(model.name, price)
+
+    def terms(self, caller: Caller) -> Terms | None:
+        """How far the caller's team may go; None: any way. Raises `NotAllowed`."""
+        return self._tiers.of(caller).terms(caller.prepaid)
+
+    async def hold(
+        self, caller: Caller, model: Model, price: Price, generation: Generation, window: int | None, request_id: str
+    ) -> tuple[Held, Generation]:
+        """Sets aside the most that a generation may cost. Returns it with its answer bounded to what that pays for.
+
+        Where the caller set no bound, the answer's is the tier's, or what credit is left for. Raises `OutOfCredit`,
+        `NotAllowed`, `StoreUnavailable`.
+        """
+        tier = self._tiers.of(caller)
+        terms = tier.terms(caller.prepaid)
+        if terms is None or self._credit is None:
+            return Held(), generation
+        ceiling = prices.ceiling(
+            generation,
+            price,
+            window=window,
+            answer_tokens_max=tier.answer_tokens_max,
+            more_prompt=self._more_prompt.get(model.name, 0),
+            more_answer=self._more_answer.get(model.name, 0),
+        )
+        if not ceiling.ticks:
+            return Held(), generation
+        hold = self._credit.try_hold(caller.team_id, ceiling.ticks, request_id) or await self._credit.hold(
+            caller.team_id, terms, ceiling.ticks, request_id, least=ceiling.least
+        )
+        if not ceiling.bounded:
+            tokens = ceiling.tokens_for(hold.ticks)
+            generation = replace(generation, bounds=replace(generation.bounds, tokens_max=tokens))
+        return Held(hold, ceiling), generation
+
+    async def hold_embedding(self, caller: Caller, price: Price, request: EmbeddingRequest, request_id: str) -> Held:
+        """As `hold`: a text has a token per byte of it at most, and a few around it."""
+        terms = self.terms(caller)
+        if terms is None or self._credit is None:
+            return Held()
+        tokens = prices.utf8_bytes(request.texts) + sum(map(len, request.tokens))
+        tokens += prices.TOKENS_PER_MESSAGE * request.count
+        ticks = tokens * price.highest_input() + price.request
+        if not ticks:
+            return Held()
+        hold = self._credit.try_hold(caller.team_id, ticks, request_id)
+        return Held(hold or await self._credit.hold(caller.team_id, terms, ticks, request_id))
+
+    def settled(self, held: Held, cost_ticks: int, *, certain: bool = True) -> None:
+        """A request is charged. certain: False where nobody knows whether it was. Only the first call counts."""
+        if held.hold is not None and self._credit is not None:
+            self._credit.settled(held.hold, cost_ticks, certain=certain)
+
+    def learn(self, model: Model, held: Held, usage: Usage) -> None:
+        """Remembers where a model counts more tokens than can be seen from here, such as a hidden system prompt."""
+        ceiling = held.ceiling
+        if ceiling is None:
+            return
+        prompt = usage.prompt - ceiling.prompt_tokens
+        answer = usage.completion + usage.reasoning - ceiling.answer_tokens
+        for over, known in ((prompt, self._more_prompt), (answer, self._more_answer)):
+            if over > 0 and len(known) < LEARNT_MAX:
+                known[model.name] = known.get(model.name, 0) + over
+
+
+def charged(row: UsageRow, charge: Charge, tools: str | None, held: Held) -> UsageRow:
+    """A usage row with what it costs and where that was held."""
+    hold = held.hold
+    return row._replace(
+        cost_in_usd_ticks=charge.total,
+        input_ticks=charge.input,
+        cached_input_ticks=charge.cached_input,
+        output_ticks=charge.output,
+        reasoning_ticks=charge.reasoning,
+        request_ticks=charge.request,
+        tools=tools,
+        reserve_id=None if hold is None else hold.reserve_id,
+        drawn_ticks=None if hold is None else hold.drawn(charge.total),
+    )
