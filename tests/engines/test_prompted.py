@@ -101,7 +101,7 @@ def test_references_follow_a_schema_that_is_moved() -> None:
     schema = answer_schema(asked)
     assert schema["properties"]["tool_calls"]["items"]["properties"]["arguments"] == {"$ref": "#/$defs/f0"}
     assert schema["$defs"]["f0"]["properties"]["a"] == {"$ref": "#/$defs/f0/$defs/x"}
-    assert schema["$defs"]["f0"]["$defs"]["x"] == {"type": "string"}
+    assert schema["$defs"]["f0"]["$defs"]["x"]["type"] == "string"
 
 
 async def test_an_answer_streams_as_text() -> None:
@@ -186,3 +186,33 @@ async def test_visible_text_keeps_its_bound_beside_calls() -> None:
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "word word word "
     assert events[-1] == TurnEnded(("length",), None)
     assert cut, "the engine is not left running"
+
+
+async def test_whole_calls_survive_a_cut() -> None:
+    cut = '{"tool_calls": [{"name": "get_time", "arguments": {}}, {"name": "get_weather", "arguments": {"loc'
+
+    async def engine(simple: Generation) -> AsyncGenerator[EngineEvent, None]:
+        yield TextDelta(cut)
+        yield TurnEnded(("length",), Usage(10, 2048))
+
+    events = [event async for event in stream_prompted(turn("required"), engine)]
+    assert [(call.name, call.arguments) for call in events if isinstance(call, ToolCall)] == [("get_time", "{}")]
+    assert events[-1] == TurnEnded(("tool_calls",), Usage(10, 2048))
+
+
+def test_every_text_has_an_end() -> None:
+    parameters = {
+        "type": "object",
+        "properties": {
+            "type": {"type": "string"},
+            "short": {"type": ["string", "null"], "maxLength": 5},
+            "list": {"type": "array", "items": {"type": "string", "minLength": 2000}},
+            "one": {"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "string"}]},
+        },
+    }
+    asked = replace(turn("required"), tools=Tools((FunctionTool("f", "", json.dumps(parameters)),), "required"))
+    held = answer_schema(asked)["properties"]["tool_calls"]["items"]["properties"]["arguments"]["properties"]
+    assert held["type"]["maxLength"] == 1000
+    assert held["short"]["maxLength"] == 5
+    assert held["list"]["items"]["maxLength"] == 2000
+    assert held["one"]["anyOf"] == [{"type": "string", "enum": ["a"]}, {"type": "string", "maxLength": 1000}]

@@ -33,6 +33,11 @@ PARALLEL_CALLS_MAX: Final = 4
 """Calls in one answer: a small model that may make any number of them makes them until its tokens end."""
 CALL_TOKENS_MAX: Final = 2048
 """Tokens for calls: the caller's bound is for visible text, calls are not counted (xai-api.md 6.1), and half a call is none."""
+TEXT_CHARS_MAX: Final = 1000
+"""Of a text among the arguments that has no bound of its own."""
+BOUNDS_OF_TEXT: Final = frozenset({"maxLength", "enum", "const", "pattern", "format"})
+NAMED_SCHEMAS: Final = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+SCHEMAS: Final = frozenset({"items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties"})
 ENVELOPE_TOKENS: Final = 16
 """What stands around an answer."""
 
@@ -136,7 +141,29 @@ def _wanted_answer(output: JsonOutput | None, definitions: Schema) -> Schema:
 
 def _call_schema(place: str, function: FunctionTool, definitions: Schema) -> Schema:
     parameters = json.loads(function.parameters) if function.parameters else {"type": "object", "properties": {}}
-    return _object({"name": {"const": function.name}, "arguments": _moved(parameters, place, definitions)})
+    bounded = _with_bounds(parameters)
+    return _object({"name": {"const": function.name}, "arguments": _moved(bounded, place, definitions)})
+
+
+def _with_bounds(node: Any) -> Any:
+    """The same schema, with an end to each text: a small model may write on until its tokens end, and half a call is none."""
+    if isinstance(node, list):
+        return [_with_bounds(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    out = {
+        key: {name: _with_bounds(one) for name, one in value.items()}
+        if key in NAMED_SCHEMAS and isinstance(value, dict)
+        else _with_bounds(value)
+        if key in SCHEMAS
+        else value
+        for key, value in node.items()
+    }
+    kinds = out.get("type")
+    if (kinds == "string" or (isinstance(kinds, list) and "string" in kinds)) and BOUNDS_OF_TEXT.isdisjoint(out):
+        least = out.get("minLength")
+        out["maxLength"] = max(TEXT_CHARS_MAX, least if isinstance(least, int) else 0)
+    return out
 
 
 def _object(properties: Schema) -> Schema:
@@ -170,6 +197,9 @@ def _rerooted(node: Any, root: str) -> Any:
 
 # ---------------------------------------------------------------------------------------------- the answer
 
+_CALLS: Final = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*\[\s*')
+_GAP: Final = re.compile(r"\s*,\s*")
+_DECODER: Final = json.JSONDecoder()
 _ANSWER: Final = re.compile(r'\s*\{\s*"answer"\s*:\s*"')
 
 
@@ -218,19 +248,33 @@ class _Reader:
         return "length" if self.full else engines
 
     def finish(self) -> Iterator[TextDelta | ToolCall]:
-        """What could only be known at the end. JSON that was cut by the token bound is no call."""
+        """What could only be known at the end. A call that was cut by the token bound is none; those before it are."""
         if self._text is not None:
             return
         try:
             tree = json.loads(self._seen)
         except ValueError:
-            return
+            tree = {"tool_calls": list(_whole_objects(self._seen))}
         if "answer" in tree:
             yield TextDelta(json.dumps(tree["answer"], ensure_ascii=False), self._choice)
         for call in tree.get("tool_calls", ()):
             self.called = True
             arguments = json.dumps(call["arguments"], ensure_ascii=False)
             yield ToolCall(f"call_{random.randrange(10**8):08d}", call["name"], arguments, self._choice)  # noqa: S311
+
+
+def _whole_objects(cut: str) -> Iterator[dict[str, Any]]:
+    """The calls that are whole in a list that is not."""
+    begun = _CALLS.match(cut)
+    place = begun.end() if begun else len(cut)
+    while place < len(cut):
+        try:
+            call, place = _DECODER.raw_decode(cut, place)
+        except ValueError:
+            return
+        yield call
+        gap = _GAP.match(cut, place)
+        place = gap.end() if gap else len(cut)
 
 
 class _StringReader:
