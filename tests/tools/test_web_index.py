@@ -274,7 +274,9 @@ async def test_a_folder_of_html_markdown_and_text(tmp_path: Path) -> None:
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "x.txt").write_text("hidden treasure")
-    (folder / "a.html").write_text("<title>Alpha</title><main><p>Alpha talks of walruses.</p><a href='deep/er/c.md'>c</a></main>")
+    (folder / "a.html").write_text(
+        "<title>Alpha</title><main><p>Alpha talks of walruses.</p><a href='deep/er/c.md'>c</a></main>"
+    )
     (folder / "b.txt").write_text("Bravo\n\nTalks of pelicans, in plain text.")
     (folder / "deep" / "er" / "c.md").write_text("# Charlie\n\nTalks of otters, in *Markdown*.")
     (folder / "d.png").write_bytes(b"\x89PNG")
@@ -340,7 +342,9 @@ def test_passages_overlap_and_make_up_the_whole_text(tmp_path: Path) -> None:
     index.close()
 
 
-@pytest.mark.parametrize("query", ['"', "NEAR(", "a AND", "*", "title:x", "' OR 1=1 --", "\x00", "(((", "-", "", "ünï çödé", "the of"])
+@pytest.mark.parametrize(
+    "query", ['"', "NEAR(", "a AND", "*", "title:x", "' OR 1=1 --", "\x00", "(((", "-", "", "ünï çödé", "the of"]
+)
 def test_odd_queries_are_words(tmp_path: Path, query: str) -> None:
     index = new_index(tmp_path)
     index.keep(index.add_source("x", "site", "{}").id, page("u", "some text"), 1)

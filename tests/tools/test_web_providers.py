@@ -45,7 +45,9 @@ class Scripted:
     async def handle(self, request: web.Request) -> web.Response:
         raw = await request.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.asked.append((request.method, request.path, dict(request.query), headers, json.loads(raw) if raw else None))
+        self.asked.append(
+            (request.method, request.path, dict(request.query), headers, json.loads(raw) if raw else None)
+        )
         body = self.answer if isinstance(self.answer, bytes) else json.dumps(self.answer).encode()
         return web.Response(body=body, status=self.status, headers=self.headers, content_type="application/json")
 
@@ -140,9 +142,11 @@ async def test_tavily() -> None:
 
 async def test_pictures() -> None:
     searxng = {"results": [{"img_src": "https://a.example/w.png", "url": "https://a.example/w", "title": "W"}]}
-    brave = {"results": [{"title": "W", "url": "https://a.example/w", "properties": {"url": "https://a.example/w.png"}}]}
+    brave = {
+        "results": [{"title": "W", "url": "https://a.example/w", "properties": {"url": "https://a.example/w.png"}}]
+    }
     async with scripted(searxng) as one, scripted(brave) as two:
-        for provider, service in ((SearXNG(one.url), one), (Brave(SECRET, two.url), two)):
+        for provider in (SearXNG(one.url), Brave(SECRET, two.url)):
             [hit] = await provider.search_images(Query("walrus", 3))
             assert (hit.url, hit.page, hit.title) == ("https://a.example/w.png", "https://a.example/w", "W")
             await provider.close()
@@ -159,7 +163,9 @@ KEYED = [lambda url: Brave(SECRET, url), lambda url: Tavily(SECRET, url), SearXN
     [(401, "refused access"), (403, "refused access"), (429, "no more searches"), (500, "fault of its own"), (503, "fault of its own"),
      (400, "did not take"), (302, "did not take")],
 )  # fmt: skip
-async def test_a_service_that_refuses_is_told_without_its_key(make: Callable[[str], Any], status: int, said: str) -> None:
+async def test_a_service_that_refuses_is_told_without_its_key(
+    make: Callable[[str], Any], status: int, said: str
+) -> None:
     async with scripted({"error": SECRET}, status, location="http://127.0.0.1:9/") as service:
         provider = make(service.url)
         with pytest.raises(ProviderFailed, match=said) as caught:
@@ -178,7 +184,9 @@ async def test_answers_that_are_no_object_are_told(body: bytes) -> None:
         await provider.close()
 
 
-@pytest.mark.parametrize("body", [{}, {"results": None}, {"results": {"a": 1}}, {"results": [1, None, {"url": 5}]}, {"web": []}])
+@pytest.mark.parametrize(
+    "body", [{}, {"results": None}, {"results": {"a": 1}}, {"results": [1, None, {"url": 5}]}, {"web": []}]
+)
 async def test_odd_objects_are_no_results(body: dict[str, Any]) -> None:
     async with scripted(body) as service:
         for provider in (SearXNG(service.url), Brave(SECRET, service.url), Tavily(SECRET, service.url)):
@@ -319,7 +327,11 @@ async def test_what_nobody_can_answer() -> None:
     [
         (("example.org",), (), ["https://example.org/", "https://www.example.org/a"]),
         (("www.example.org",), (), ["https://www.example.org/a"]),
-        ((), ("example.org",), ["https://notexample.org/", "https://example.org.evil.test/", "http://b\u00fccher.test/"]),
+        (
+            (),
+            ("example.org",),
+            ["https://notexample.org/", "https://example.org.evil.test/", "http://b\u00fccher.test/"],
+        ),
         (("EXAMPLE.org.",), (), ["https://example.org/", "https://www.example.org/a"]),
         (("b\u00fccher.test",), (), ["http://b\u00fccher.test/"]),
         (("xn--bcher-kva.test",), (), ["http://b\u00fccher.test/"]),
@@ -345,7 +357,9 @@ async def test_dates_hold_where_they_are_known() -> None:
     assert [hit.published for hit in hits] == [None, date(2026, 2, 1)]
 
 
-@pytest.mark.parametrize(("days", "span"), [(0, "day"), (1, "day"), (7, "week"), (8, "month"), (300, "year"), (400, None)])
+@pytest.mark.parametrize(
+    ("days", "span"), [(0, "day"), (1, "day"), (7, "week"), (8, "month"), (300, "year"), (400, None)]
+)
 def test_spans_hold_all_that_is_wanted(days: int, span: str | None) -> None:
     assert Query("x", 1, from_date=date.fromordinal(TODAY.toordinal() - days)).span(TODAY) == span
     assert Query("x", 1).span(TODAY) is None

@@ -68,7 +68,9 @@ QUESTIONS: tuple[tuple[str, str], ...] = (
     ("learning rate too large diverges", "gradient-descent"),
 )
 
-NAVIGATION = '<nav><a href="/">Home</a> <a href="/about.html">About these notes</a> <a href="/search?q=">Search</a></nav>'
+NAVIGATION = (
+    '<nav><a href="/">Home</a> <a href="/about.html">About these notes</a> <a href="/search?q=">Search</a></nav>'
+)
 
 
 def pages() -> dict[str, str]:

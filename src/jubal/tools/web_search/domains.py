@@ -7,6 +7,9 @@ from typing import Final
 
 from jubal.web.fetch import FetchError
 
+INDEX_SCHEME: Final = "index://"
+"""Of pages that are only in the local index. Their addresses tell nothing of where the files are on this machine."""
+
 
 class NotPermitted(FetchError):
     """The caller's domains do not include this one."""

@@ -57,12 +57,6 @@ class Reading(msgspec.Struct, frozen=True):
     index: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _Worker:
-    process: Process
-    used: bool = False
-
-
 @dataclass(slots=True)
 class Extractor:
     """Made without I/O, for one event loop; `close` after the last reading.
@@ -73,8 +67,8 @@ class Extractor:
     workers_max: int = 2
     markdown_s: float = MARKDOWN_S
     text_s: float = TEXT_S
-    _idle: list[_Worker] = field(default_factory=list)
-    _busy: set[_Worker] = field(default_factory=set)
+    _idle: list[Process] = field(default_factory=list)
+    _busy: set[Process] = field(default_factory=set)
     _places: asyncio.Semaphore | None = None
 
     async def read(self, body: bytes, url: str, content_type: str, style: Style) -> Reading:
@@ -88,22 +82,26 @@ class Extractor:
         if self._places is None:
             self._places = asyncio.Semaphore(self.workers_max)
         async with self._places:
-            worker = self._idle.pop() if self._idle else _Worker(await _started())
+            worker = self._idle.pop() if self._idle else await _started()
             self._busy.add(worker)
             try:
-                async with asyncio.timeout(limit_s if worker.used else START_S):
-                    reading = await _asked(worker.process, body, url, content_type, style)
-                worker.used = True
+                async with asyncio.timeout(limit_s):
+                    reading = await _asked(worker, body, url, content_type, style)
             except TimeoutError:
                 raise Unreadable(f"it took longer than {limit_s:g} s") from None
-            except (EOFError, OSError, msgspec.DecodeError) as error:  # it died, by its memory limit perhaps
+            except (
+                EOFError,
+                OSError,
+                ValueError,
+                msgspec.DecodeError,
+            ) as error:  # it died, by its memory limit perhaps
                 raise Unreadable("it is too large or broken") from error
             else:
                 self._idle.append(worker)
             finally:
                 self._busy.discard(worker)
                 if worker not in self._idle:
-                    await _killed(worker.process)
+                    await _killed(worker)
         if reading.kind == "error":
             raise Unreadable(f"it is broken ({reading.text})")
         return reading
@@ -113,16 +111,28 @@ class Extractor:
         workers = [*self._idle, *self._busy]
         self._idle.clear()
         for worker in workers:
-            await _killed(worker.process)
+            await _killed(worker)
 
 
 async def _started() -> Process:
-    """A worker in an environment of nothing but where to import from."""
-    return await asyncio.create_subprocess_exec(
+    """A worker in an environment of nothing but where to import from, warm: its start is not part of a page's time.
+
+    Raises `Unreadable` where it can't be started.
+    """
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "jubal.tools.web_search.worker",
         stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
         env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
+    try:
+        async with asyncio.timeout(START_S):
+            await _asked(process, b"warm", "", "text/plain", "text")
+    except BaseException as error:
+        await _killed(process)
+        if isinstance(error, (TimeoutError, EOFError, OSError, ValueError)):
+            raise Unreadable("the program that reads pages can't be started") from error
+        raise
+    return process
 
 
 async def _asked(process: Process, body: bytes, url: str, content_type: str, style: Style) -> Reading:

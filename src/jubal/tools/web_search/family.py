@@ -15,9 +15,8 @@ from jubal.core.errors import BadRequest
 from jubal.core.generation import FunctionTool
 from jubal.core.server_tools import Source, ToolKind, WebSearch
 from jubal.tools.base import Found, ToolFailed, ToolOutput
-from jubal.tools.web_search.domains import Domains
+from jubal.tools.web_search.domains import INDEX_SCHEME, Domains
 from jubal.tools.web_search.extractor import Link, Unreadable
-from jubal.tools.web_search.index.folder import SCHEME
 from jubal.tools.web_search.pages import Page, PageReader, complaint
 from jubal.tools.web_search.providers.base import COUNT_MAX, Hit, Query, day
 from jubal.tools.web_search.providers.chain import Chain
@@ -211,7 +210,7 @@ class WebSession:
         if "://" not in url and not url.startswith(("/", ".")) and "." in url.partition("/")[0]:
             url = f"https://{url}"  # models leave it away
         try:
-            if url.startswith(SCHEME):
+            if url.startswith(INDEX_SCHEME):
                 raise Unreadable("it is not in the index")
             return await self._family.pages.read(url, self._domains)
         except (FetchError, Unreadable, ToolFailed) as error:
@@ -262,7 +261,10 @@ class WebSession:
             said = f"`{asked.pattern}` does not stand in this page, which has {len(page.text):,} characters."
             return ToolOutput(found=(Found(Source(page.url, page.title), said),))
         parts = parts_of(page.text)
-        shown = [f"- (part {_part_at(parts, start)}) … {page.text[start:end].strip()} …" for start, end in places]
+        shown = [
+            f"- (part {_part_at(parts, min(start + AROUND_CHARS, end))}) … {page.text[start:end].strip()} …"
+            for start, end in places
+        ]
         return ToolOutput(found=(Found(Source(page.url, page.title), "\n\n".join(shown)),))
 
 
@@ -273,10 +275,10 @@ def _read(arguments: str, kind: type[Arguments]) -> Arguments:
     """Raises `ToolFailed`. Numbers may come as text: small models write them so."""
     try:
         return msgspec.convert(msgspec.json.decode(arguments or "{}"), kind, strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError):
-        raise ToolFailed("the arguments must be a JSON object.") from None
     except msgspec.ValidationError as error:
         raise ToolFailed(f"the arguments do not fit: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError):
+        raise ToolFailed("the arguments must be a JSON object.") from None
 
 
 def _results(query: Query, by: str, hits: Sequence[Hit]) -> ToolOutput:
@@ -325,7 +327,7 @@ def _part_at(parts: Sequence[str], place: int) -> int:
 
 def findings(text: str, pattern: str) -> list[tuple[int, int]]:
     """(start, end) of what stands around each place of the words, or, where they nowhere stand together, of the paragraphs that
-    hold most of them. Case and the kind of space between words do not matter; `a|b` finds both. Overlapping places are one."""
+    hold at least half of them. Case and the kind of space do not matter; `a|b` finds both. Overlapping places are one."""
     places: list[tuple[int, int]] = []
     for one in pattern.split("|"):
         words = one.split()
@@ -349,11 +351,11 @@ def findings(text: str, pattern: str) -> list[tuple[int, int]]:
 
 
 def _paragraphs_with(text: str, words: set[str]) -> list[tuple[int, int]]:
-    """Of paragraphs that hold more than half of `words`: their beginnings."""
+    """Of paragraphs that hold at least half of `words`: their beginnings."""
     found = []
     for paragraph in re.finditer(r"\S[^\n]*(?:\n(?!\n)[^\n]*)*", text):
         held = len(words & _words(paragraph[0]))
-        if words and held * 2 > len(words):
+        if held and held * 2 >= len(words):
             found.append((held, (paragraph.start(), min(paragraph.end(), paragraph.start() + AROUND_CHARS))))
     found.sort(key=lambda one: -one[0])
     return [place for _, place in found[:3]]

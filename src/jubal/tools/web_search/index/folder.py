@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from jubal.tools.web_search.domains import INDEX_SCHEME
 from jubal.tools.web_search.extractor import Extractor, Unreadable
 from jubal.tools.web_search.index.outcome import Outcome, Progress, UpdateFailed
 from jubal.tools.web_search.index.store import Index, NewPage, PageRow, SourceRow
@@ -22,8 +23,6 @@ TYPES: Final = {
     ".markdown": "text/markdown", ".txt": "text/plain", ".rst": "text/plain",
 }  # fmt: skip
 FILE_BYTES_MAX: Final = 5 << 20
-SCHEME: Final = "index://"
-"""Of pages that are only in the index. Their addresses tell nothing of where the files are on this machine."""
 
 
 class FolderOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +34,7 @@ class FolderOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def prefix(self) -> str:
-        return f"{self.base_url.rstrip('/')}/" if self.base_url else f"{SCHEME}{self.name}/"
+        return f"{self.base_url.rstrip('/')}/" if self.base_url else f"{INDEX_SCHEME}{self.name}/"
 
     @property
     def reading_prefix(self) -> str:
@@ -82,11 +81,11 @@ class FolderReader:
         return self.outcome
 
     async def _file(self, file: Path) -> None:
-        relative = quote(str(file.relative_to(self._root if self._root.is_dir() else self._root.parent)))
+        relative = quote(str(file.relative_to(self._root)) if file != self._root else file.name)
         url = self._options.prefix + relative
         before = self._index.page(self._source.id, url)
         try:
-            stat = file.stat()
+            stat = await asyncio.to_thread(file.stat)
             state = f"{stat.st_mtime_ns}:{stat.st_size}"
             if before is not None and before.etag == state:
                 self._unchanged(before)

@@ -72,7 +72,10 @@ class Chain:
             empty = empty or one.name
         if empty is not None:
             return empty, []
-        raise ToolFailed(" ".join(complaints) or "There is nothing to search in. The operator fills the local index with `jubal index add`.")
+        raise ToolFailed(
+            " ".join(complaints)
+            or "There is nothing to search in. The operator fills the local index with `jubal index add`."
+        )
 
     async def _in_order(self, providers: Sequence[SearchProvider]) -> list[SearchProvider]:
         """Those that are ready; those that failed a moment ago last."""

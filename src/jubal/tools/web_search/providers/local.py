@@ -7,9 +7,12 @@ import contextlib
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jubal.tools.web_search.index.store import Index, IndexUnusable
 from jubal.tools.web_search.providers.base import Hit, ProviderFailed, Query
+
+if TYPE_CHECKING:
+    from jubal.tools.web_search.index.store import Index
 
 
 class LocalIndex:
@@ -59,6 +62,8 @@ class LocalIndex:
 
     def _opened(self) -> Index | None:
         if self._index is None and self._file.exists():
+            from jubal.tools.web_search.index.store import Index
+
             with self._told():
                 self._index = Index(self._file, readonly=True)
         return self._index
@@ -67,6 +72,8 @@ class LocalIndex:
     def _told(self) -> Iterator[None]:
         """What goes wrong with the file, without its path, which is no business of the model's."""
         import sqlite3
+
+        from jubal.tools.web_search.index.store import IndexUnusable
 
         try:
             yield
