@@ -110,7 +110,9 @@ def measure(folder: Path, questions: list[str]) -> dict[str, float]:
         finally:
             sitemap.unlink()
         figures["page_bytes_mb"] = index.sources()[0].bytes / 1e6
-        words = questions or [hit.title for word in ("the", "a", "type", "use") for hit in index.search(word, QUESTIONS_MAX // 4)]
+        words = questions or [
+            hit.title for word in ("the", "a", "type", "use") for hit in index.search(word, QUESTIONS_MAX // 4)
+        ]
         figures["search_p50_ms"], figures["search_p95_ms"] = search_ms(index, words)
         index.close()  # what was in the write-ahead log is in the file now
         figures["index_mb"] = index.file.stat().st_size / 1e6

@@ -496,6 +496,18 @@ async def test_workers_are_gone_afterwards_whatever_happens() -> None:
     assert {child.pid for child in me.children()} == before
 
 
+async def test_workers_that_have_nothing_to_do_go() -> None:
+    me = psutil.Process()
+    before = {child.pid for child in me.children()}
+    extractor = Extractor(idle_s=0.05)
+    await extractor.read(b"text", "http://a.test/", "text/plain", "text")
+    async with asyncio.timeout(30):
+        while {child.pid for child in me.children()} != before:
+            await asyncio.sleep(0.02)
+    assert (await extractor.read(b"text", "http://a.test/", "text/plain", "text")).text == "text"
+    await extractor.close()
+
+
 async def test_workers_see_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRAVE_API_KEY", "secret")
     extractor = Extractor()

@@ -17,6 +17,8 @@ MARKDOWN_S: Final = 6.0
 """For the slow, better extraction of one page; a worker's start is not part of it."""
 TEXT_S: Final = 10.0
 START_S: Final = 30.0
+IDLE_S: Final = 120.0
+"""How long workers that have nothing to do keep their memory."""
 
 
 Style: TypeAlias = Literal["markdown", "text"]
@@ -67,9 +69,11 @@ class Extractor:
     workers_max: int = 2
     markdown_s: float = MARKDOWN_S
     text_s: float = TEXT_S
+    idle_s: float = IDLE_S
     _idle: list[Process] = field(default_factory=list)
     _busy: set[Process] = field(default_factory=set)
     _places: asyncio.Semaphore | None = None
+    _retiring: asyncio.TimerHandle | None = None
 
     async def read(self, body: bytes, url: str, content_type: str, style: Style) -> Reading:
         """Raises `Unreadable`. Markdown that takes too long, or comes out empty, becomes plain text."""
@@ -98,6 +102,7 @@ class Extractor:
                 raise Unreadable("it is too large or broken") from error
             else:
                 self._idle.append(worker)
+                self._retire_later()
             finally:
                 self._busy.discard(worker)
                 if worker not in self._idle:
@@ -106,8 +111,21 @@ class Extractor:
             raise Unreadable(f"it is broken ({reading.text})")
         return reading
 
+    def _retire_later(self) -> None:
+        if self._retiring is not None:
+            self._retiring.cancel()
+        self._retiring = asyncio.get_running_loop().call_later(self.idle_s, self._retire)
+
+    def _retire(self) -> None:
+        """Nothing was read for a while."""
+        while self._idle:
+            with contextlib.suppress(ProcessLookupError):
+                self._idle.pop().kill()
+
     async def close(self) -> None:
         """Ends the workers; those at work too."""
+        if self._retiring is not None:
+            self._retiring.cancel()
         workers = [*self._idle, *self._busy]
         self._idle.clear()
         for worker in workers:
