@@ -13,7 +13,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "wire": {"core"},
     "engines": {"core"},
-    "tools": {"core", "web"},
+    "tools": {"__version__", "core", "web", "config"},
     "web": {"core"},
     "accounts": {"core"},
     "records": {"core", "accounts"},

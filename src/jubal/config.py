@@ -138,7 +138,10 @@ class Model(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class WebSearch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[tools.web_search]"""
+    """[tools.web_search]. base_url: of a SearXNG (`searxng`, `auto`), or another address of Brave or Tavily.
+
+    api_key_env: the variable with the key of Brave or Tavily; None: `WEB_SEARCH_KEYS`.
+    """
 
     provider: Literal["auto", "local", "ddgs", "searxng", "brave", "tavily"] = "auto"
     base_url: str | None = None
@@ -230,6 +233,21 @@ class Settings(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """What may be fetched from although it is not public: by [fetch], and by the older key of [tools.web_search]."""
         return (*self.fetch.allow_private_hosts, *self.tools.web_search.allow_private_hosts)
 
+    def web_search_keys(self, environ: dict[str, str] | os._Environ[str] = os.environ) -> dict[str, str]:
+        """The keys of the search services that may be asked, by their names. Raises `ConfigError` where one is missing."""
+        wanted = self.tools.web_search
+        names = [wanted.provider] if wanted.provider in WEB_SEARCH_KEYS else []
+        found: dict[str, str] = {}
+        for name in names or (WEB_SEARCH_KEYS if wanted.provider == "auto" else ()):
+            variable = (wanted.api_key_env if names else None) or WEB_SEARCH_KEYS[name]
+            if key := environ.get(variable, "").strip():
+                found[name] = key
+            elif names:
+                raise ConfigError(
+                    f"tools.web_search.api_key_env: expected an API key in ${variable}, which is not set."
+                )
+        return found
+
     @property
     def models_home(self) -> Path:
         return self.home / "models"
@@ -250,6 +268,9 @@ class _File(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 _UPSTREAM = ("health_interval_s", "breaker_failures", "breaker_rest_s")
+WEB_SEARCH_KEYS: dict[str, str] = {"brave": "BRAVE_API_KEY", "tavily": "TAVILY_API_KEY"}
+"""Where the keys of search services are, unless `api_key_env` tells otherwise."""
+
 ENGINE_KEYS: dict[str, frozenset[str]] = {
     "llama": frozenset({"model", "mmproj", "context", "slots", "threads", "gpu_layers", "timeout_s"}),
     "openai": frozenset({"base_url", "api_key", "api_key_env", "timeout_s", "retries", "context", *_UPSTREAM}),
@@ -285,6 +306,7 @@ def load(
     settings = Settings(home=home, file=file, **{name: getattr(parsed, name) for name in parsed.__struct_fields__})
     _check_engines(settings, file)
     _check_x_search(settings.tools.x_search, f"{file}: tools.x_search")
+    _check_web_search(settings.tools.web_search, file)
     return settings
 
 
@@ -392,6 +414,22 @@ def _check_x_search(table: XSearch, where: str) -> None:
     if table.base_url is not None and not table.base_url.startswith(("http://", "https://")):
         raise ConfigError(
             f"{where}.base_url: expected an address that begins with http:// or https://, got `{table.base_url}`"
+        )
+
+
+def _check_web_search(wanted: WebSearch, file: Path) -> None:
+    """Keys that go with some providers only."""
+    where = f"{file}: tools.web_search"
+    if wanted.provider == "searxng" and not wanted.base_url:
+        raise ConfigError(f"{where}.base_url: expected the address of a SearXNG, such as http://127.0.0.1:8888")
+    if wanted.base_url is not None and not wanted.base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"{where}.base_url: expected an address that begins with http:// or https://")
+    if wanted.base_url is not None and wanted.provider in ("local", "ddgs"):
+        raise ConfigError(f"{where}.base_url: the provider `{wanted.provider}` has no address.")
+    if wanted.api_key_env is not None and wanted.provider not in WEB_SEARCH_KEYS:
+        raise ConfigError(
+            f"{where}.api_key_env: goes with the providers {' and '.join(WEB_SEARCH_KEYS)}. "
+            f"`auto` takes ${' and $'.join(WEB_SEARCH_KEYS.values())}."
         )
 
 

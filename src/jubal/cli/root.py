@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from jubal import __version__
-from jubal.cli import chat, credits, doctor, invoices, keys, models, posts, prices, serve, teams, tools, usage
+from jubal.cli import chat, credits, doctor, index, invoices, keys, models, posts, prices, serve, teams, tools, usage
 from jubal.cli.common import CommandError, complain, drop_stdout
 from jubal.config import ConfigError
 from jubal.core.errors import JubalError
@@ -89,4 +89,5 @@ app.command("usage")(usage.usage)
 app.add_typer(models.app, name="models")
 app.add_typer(posts.app, name="posts")
 app.add_typer(tools.app, name="tools")
+app.add_typer(index.app, name="index")
 app.command("doctor")(doctor.doctor)

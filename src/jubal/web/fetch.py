@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -38,6 +38,9 @@ PIECE_BYTES: Final = 64 << 10
 """Largest piece that decompression makes at a time, so that a bomb is stopped while it is still small."""
 GZIP: Final = b"\x1f\x8b"
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+Permit: TypeAlias = Callable[[str], None]
+"""Called with each address before it is asked, the targets of redirects included. Refuses by raising a `FetchError`."""
 
 Reason: TypeAlias = Literal[
     "bad_url",
@@ -155,9 +158,12 @@ class SafeFetcher:
         accept: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
+        permit: Permit | None = None,
     ) -> Fetched:
-        """The whole answer. Raises `FetchError`. headers: go no further than to the first origin."""
-        async with self.open(url, bytes_max=bytes_max, accept=accept, headers=headers, timeout_s=timeout_s) as answer:
+        """The whole answer. Raises `FetchError`. headers: go no further than to the first origin. permit: for each hop."""
+        async with self.open(
+            url, bytes_max=bytes_max, accept=accept, headers=headers, timeout_s=timeout_s, permit=permit
+        ) as answer:
             body = b"".join([piece async for piece in answer.pieces])
         return Fetched(answer.url, answer.status, answer.content_type, body, answer.headers)
 
@@ -170,6 +176,7 @@ class SafeFetcher:
         accept: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
+        permit: Permit | None = None,
     ) -> AsyncIterator[Answer]:
         """The same as a stream, for as long as the block is not left. Raises `FetchError`, the time in the block included."""
         limit_s = self._timeout_s if timeout_s is None else timeout_s
@@ -177,7 +184,7 @@ class SafeFetcher:
         deadline = asyncio.timeout(limit_s)
         try:
             async with deadline:
-                response = await self._followed(url, sent, kept=("accept", "user-agent"))
+                response = await self._followed(url, sent, ("accept", "user-agent"), permit)
                 try:
                     answer = _answer(response, bytes_max)
                     async with aclosing(answer.pieces):
@@ -194,12 +201,16 @@ class SafeFetcher:
         if transport is not None:
             await transport.aclose()
 
-    async def _followed(self, text: str, headers: dict[str, str], kept: tuple[str, ...]) -> httpx2.Response:
-        """The answer at the end of the redirects, its body not read."""
+    async def _followed(
+        self, text: str, headers: dict[str, str], kept: tuple[str, ...], permit: Permit | None
+    ) -> httpx2.Response:
+        """The answer at the end of the redirects, its body not read. kept: headers that go on to another origin."""
         import httpx2
 
         url = _url(text)
         for _ in range(REDIRECTS_MAX + 1):
+            if permit is not None:
+                permit(str(url))
             response = await self._asked(
                 httpx2.Request("GET", url, headers={**headers, "accept-encoding": "gzip, deflate"})
             )
