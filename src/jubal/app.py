@@ -191,8 +191,19 @@ def make_toolbox(settings: config.Settings) -> Toolbox:
     families: dict[ToolKind, ToolFamily[Any]] = {"mcp": McpTools(Guard(AllowList(settings.private_hosts)))}
     if settings.tools.code_execution.enabled:
         families["code_execution"] = make_code_execution(settings.tools.code_execution)
+    families["web_search"] = make_web_tools(settings)
     families["x_search"] = make_x_tools(settings)
     return Toolbox(families, ToolBounds(call_s=settings.tools.code_execution.timeout_s + TOOL_GRACE_S))
+
+
+def make_web_tools(settings: config.Settings) -> ToolFamily[Any]:
+    """Raises `ConfigError`."""
+    from jubal.tools.web_search.make import make_web_search
+
+    try:
+        return make_web_search(settings)
+    except ValueError as error:
+        raise config.ConfigError(f"{settings.file}: tools.web_search: {error}") from error
 
 
 def make_x_tools(settings: config.Settings) -> ToolFamily[Any]:
