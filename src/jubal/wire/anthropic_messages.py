@@ -526,6 +526,12 @@ def _citation_body(citation: Citation) -> dict[str, object]:
     }
 
 
+TEXT_FRAME: Final = (
+    b"event: content_block_delta\ndata: "
+    b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":%b}}\n\n'
+)
+
+
 class MessagesRenderer:
     """One streamed answer as Anthropic's events: one block open at a time."""
 
@@ -537,6 +543,8 @@ class MessagesRenderer:
     def feed(self, event: Event) -> bytes:
         match event:
             case TextDelta():
+                if self._open == "text":  # the hot path: a frame for each token
+                    return TEXT_FRAME % (self._index, _encode(event.text))
                 return self._delta("text", {"type": "text", "text": ""}, {"type": "text_delta", "text": event.text})
             case ReasoningDelta():
                 empty = {"type": "thinking", "thinking": "", "signature": ""}
