@@ -371,7 +371,7 @@ def kinds(kind: type[JubalError] = JubalError) -> list[type[JubalError]]:
 def test_every_kind_of_error_has_a_code(kind: type[JubalError]) -> None:
     assert kind in errors.CODES
     error = kind.__new__(kind)
-    JubalError.__init__(error, "m", code="c", retry_after_s=1.5)
+    JubalError.__init__(error, "m", param="p", code="c", retry_after_s=1.5)
     reply = errors.reply(error)
-    assert (reply.status, reply.body) == (errors.CODES[kind], b"m")
+    assert (reply.status, reply.body) == (errors.CODES[kind], b"m (field `p`)")
     assert dict(reply.headers) == {b"x-error-code": b"c", b"retry-after": b"2"}

@@ -97,7 +97,7 @@ def test_messages_of_every_role() -> None:
         Message("developer", (TextPart("d"),)),
         Message("user", (TextPart("a"), ImagePart("https://i.test/x.png", "low")), "ann"),
         Message("assistant", (), calls=(PastCall("c1", "f", '{"a":1}'),), reasoning="hm"),
-        Message("tool", (TextPart("42"),)),
+        Message("tool", (TextPart("42"),), tool_call_id="c1"),
         Message("tool", (TextPart("43"),), tool_call_id="c9"),
     )  # fmt: skip
 

@@ -55,6 +55,7 @@ OPTIONS: Final = (
 WAITING_MAX: Final = 1_000
 """Events that a slow client may leave unread before its engine has to wait."""
 HEALTH_S: Final = 1.0
+"""How soon those who watch the health service are told of a change."""
 DONE: Final = 200
 """How a deferred answer that is one is kept; an error is kept under its gRPC code."""
 PENDING: Final = 202
@@ -192,7 +193,7 @@ class GrpcServer:
         """Raises `OSError` for an address that can't be had."""
         server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers((_Router(self._methods()),))
-        servicer = health.aio.HealthServicer()
+        servicer = _Health(self._is_healthy)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         credentials = None if at.tls is None else grpc.ssl_server_credentials((at.tls,))
@@ -206,19 +207,7 @@ class GrpcServer:
                 raise OSError(errno.EADDRNOTAVAIL, f"gRPC can't listen on {address}") from error
         await server.start()
         self._server = server
-        self._watch = asyncio.ensure_future(self._tell_health(servicer))
-
-    async def _tell_health(self, servicer: Any) -> None:
-        """Keeps the health service's answer up to date: for the server as a whole and for each service."""
-        told: bool | None = None
-        while True:
-            healthy = self._is_healthy()
-            if healthy != told:
-                told = healthy
-                words = health_pb2.HealthCheckResponse
-                for name in ("", *SERVICES):
-                    await servicer.set(name, words.SERVING if healthy else words.NOT_SERVING)
-            await asyncio.sleep(HEALTH_S)
+        self._watch = asyncio.ensure_future(servicer.keep())
 
     def drain(self, grace_s: float) -> None:
         """Takes no new calls; those that are open may go on for so long."""
@@ -491,6 +480,34 @@ class GrpcServer:
 
 
 SERVICES: Final = tuple(f"xai_api.{name}" for name in ("Auth", "Chat", "Embedder", "Models", "Sample", "Tokenize"))
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library has no types
+    """The health service: for the server as a whole and for each service, whether requests can be answered now."""
+
+    def __init__(self, is_healthy: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_healthy = is_healthy
+        self._told: bool | None = None
+
+    async def Check(self, request: Any, context: Context) -> Any:
+        await self._tell()
+        return await super().Check(request, context)
+
+    async def keep(self) -> None:
+        """Tells those who watch."""
+        while True:
+            await self._tell()
+            await asyncio.sleep(HEALTH_S)
+
+    async def _tell(self) -> None:
+        healthy = self._is_healthy()
+        if healthy == self._told:
+            return
+        self._told = healthy
+        words = health_pb2.HealthCheckResponse
+        for name in ("", *SERVICES):
+            await self.set(name, words.SERVING if healthy else words.NOT_SERVING)
 
 
 class _Router(grpc.GenericRpcHandler):  # type: ignore[misc]  # the library has no types

@@ -64,4 +64,7 @@ def reply(error: errors.JubalError) -> ErrorReply:
         headers.append((b"x-error-code", error.code.encode()))
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
-    return ErrorReply(code_of(error), error.message.encode(), tuple(headers))
+    message = error.message
+    if error.param is not None and error.param not in message:  # a status has no other place for it
+        message += f" (field `{error.param}`)"
+    return ErrorReply(code_of(error), message.encode(), tuple(headers))

@@ -185,12 +185,14 @@ class _Reader:
     """Messages of the request to messages of the core, one by one. answered: what tools gave, by the ids of their calls.
 
     A call of a server tool whose output is not known any more is left out: it came without, as nobody asked to include it.
+    A tool's result without an id answers the first call that has no answer yet.
     """
 
     def __init__(self, sealer: Sealer, answered: dict[str, str]) -> None:
         self._sealer = sealer
         self._answered = answered
         self._lost: set[str] = set()
+        self._open: list[str] = []
         self.messages: list[Message] = []
 
     def read(self, where: str, proto: Proto) -> None:
@@ -220,6 +222,7 @@ class _Reader:
                 self._lost.add(identity)
                 continue
             calls.append(PastCall(identity, call.function.name, call.function.arguments or "{}"))
+            self._open.append(identity)
         sealed = self._sealer.open(proto.encrypted_content) if proto.encrypted_content else None
         thought = sealed or proto.reasoning_content or None
         if parts or calls or thought or not proto.tool_calls:
@@ -229,6 +232,10 @@ class _Reader:
         identity = optional(proto, "tool_call_id")
         if identity in self._lost:
             return
+        if identity in self._open:
+            self._open.remove(identity)
+        elif not identity and self._open:
+            identity = self._open.pop(0)
         text = _tool_text(proto, self._sealer)
         parts = (TextPart(text),) if proto.encrypted_content else _parts(where, proto)
         name = proto.name or (proto.tool_calls[0].function.name if proto.tool_calls else None)
