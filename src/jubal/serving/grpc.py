@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -70,7 +70,7 @@ class _Rendered(Protocol):
 
 
 class _Frames(Protocol):
-    def frames(self, events: Iterable[Event]) -> Iterator[bytes]:
+    def frames(self, events: Sequence[Event]) -> Iterator[bytes]:
         """The messages for these events."""
         ...
 
@@ -78,12 +78,12 @@ class _Frames(Protocol):
 class _Rpc:
     """One call. id: its x-request-id."""
 
-    __slots__ = ("_begun", "context", "id")
+    __slots__ = ("begun", "context", "id")
 
     def __init__(self, context: Context, request_id: str) -> None:
         self.context = context
         self.id = request_id
-        self._begun = False
+        self.begun = False
 
     def metadata(self, name: str) -> str | None:
         """The first value of this (lower case) name."""
@@ -94,8 +94,8 @@ class _Rpc:
 
     async def begin(self, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Sends the metadata in front of an answer, once."""
-        if not self._begun:
-            self._begun = True
+        if not self.begun:
+            self.begun = True
             told = _texts(more)
             self.context.set_trailing_metadata((("x-request-id", self.id), *told))
             await self.context.send_initial_metadata((("x-request-id", self.id), *told))
@@ -124,20 +124,32 @@ class _Queue:
         self._events: list[Event] = []
         self._ended = False
         self._error: BaseException | None = None
-        self._wake = asyncio.Event()
-        self._room = asyncio.Event()
+        self._wake: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
 
-    async def put(self, event: Event) -> None:
+    @property
+    def full(self) -> bool:
+        """The producer should `await room()`."""
+        return len(self._events) >= WAITING_MAX
+
+    def put(self, event: Event) -> None:
         self._events.append(event)
-        self._wake.set()
-        if len(self._events) >= WAITING_MAX:
-            self._room.clear()
-            await self._room.wait()
+        self._notify()
+
+    async def room(self) -> None:
+        """Wait until the writer has taken what is there."""
+        while self.full:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
 
     def end(self, error: BaseException | None) -> None:
         """error: raised by `take` after the events before it."""
         self._ended, self._error = True, error
-        self._wake.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     async def take(self) -> list[Event]:
         """All events that are there, waiting for the first; none at the end."""
@@ -146,10 +158,11 @@ class _Queue:
                 if self._error is not None:
                     raise self._error
                 return []
-            self._wake.clear()
-            await self._wake.wait()
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
         taken, self._events = self._events, []
-        self._room.set()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
         return taken
 
 
@@ -368,7 +381,8 @@ class GrpcServer:
             try:
                 while batch := await queue.take():
                     for frame in renderer.frames(batch):
-                        await rpc.begin(admitted.ticket_headers())
+                        if not rpc.begun:
+                            await rpc.begin(admitted.ticket_headers())
                         await rpc.context.write(frame)
             finally:
                 if not producer.done():
@@ -380,7 +394,9 @@ class GrpcServer:
         try:
             async with aclosing(events):
                 async for event in events:
-                    await queue.put(event)
+                    queue.put(event)
+                    if queue.full:
+                        await queue.room()
         except asyncio.CancelledError:
             error = _stopping() if self._stopping else None
         except Exception as caught:  # noqa: BLE001  raised again by whoever takes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -25,7 +25,7 @@ from jubal.core.events import (
 from jubal.core.fold import Completion
 from jubal.core.generation import Generation
 from jubal.core.server_tools import KINDS, ToolKind
-from jubal.core.tally import Tally
+from jubal.core.tally import estimate_prompt
 from jubal.core.usage import Usage
 from jubal.wire.base import Sealer
 from jubal.wire.xai_grpc.pb import Proto, chat, sample, usage
@@ -145,6 +145,14 @@ class Transcript:
                 return []
             case _:
                 assert_never(event)
+
+    def plain(self, text: str, choice: int) -> int | None:
+        """The index of the output that this text goes on, where nothing else is to be told of it; else None: `feed` it."""
+        line = self._lines.get(choice)
+        if line is None or line.tool or line.thought:
+            return None
+        line.text += len(text)
+        return line.index
 
     def _assistant(self, choice: int) -> _Line:
         """The output in which the model goes on: a new one after a tool's."""
@@ -275,26 +283,71 @@ def usage_of(used: Usage, told: Finished | Completion | None = None) -> Proto:
     return message
 
 
+class RunningUsage:
+    """What an answer has used so far, for its chunks; `seen` has to be given each event. The prompt is estimated until the
+    engine tells."""
+
+    __slots__ = ("_base", "_deltas", "_generation", "_thoughts")
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._base: Usage | None = None
+        self._deltas = 0
+        self._thoughts = 0
+
+    def see(self, event: Event) -> None:
+        kind = type(event)
+        if kind is TextDelta or kind is ToolCall:
+            self._deltas += 1
+        elif kind is ReasoningDelta:
+            self._thoughts += 1
+        elif isinstance(event, UsageSoFar):
+            self._base, self._deltas, self._thoughts = event.usage, 0, 0
+
+    def put(self, message: Proto) -> None:
+        """Into a SamplingUsage that was filled from here before, or is empty."""
+        base = self._base
+        if base is None:
+            base = self._base = Usage(estimate_prompt(self._generation), 0)
+        message.completion_tokens = base.completion + self._deltas
+        message.total_tokens = base.total + self._deltas + self._thoughts
+        message.prompt_tokens = message.prompt_text_tokens = base.prompt
+        if base.reasoning or self._thoughts:
+            message.reasoning_tokens = base.reasoning + self._thoughts
+        if base.cached:
+            message.cached_prompt_text_tokens = base.cached
+
+
 class ChunkRenderer:
-    """One streamed answer as serialized `GetChatCompletionChunk`s. What every chunk repeats is serialized once."""
+    """One streamed answer as serialized `GetChatCompletionChunk`s.
+
+    A chunk per token is the hot path: what every chunk repeats is serialized once, and one message serves for all plain text.
+    """
 
     def __init__(self, generation: Generation, wishes: Wishes, sealer: Sealer) -> None:
-        self._generation = generation
         self._wishes = wishes
         self._transcript = Transcript(wishes, sealer)
-        self._tally = Tally()
+        self._running = RunningUsage(generation)
         self._head = b""
+        self._plain = chat.GetChatCompletionChunk(outputs=[_piece(0, chat.Delta(role=chat.ROLE_ASSISTANT))])
+        self._output = self._plain.outputs[0]
+        self._delta = self._output.delta
+        self._usage = self._plain.usage
 
-    def frames(self, events: Iterable[Event]) -> Iterator[bytes]:
+    def frames(self, events: Sequence[Event]) -> Iterator[bytes]:
         """The chunks for these events. Neighbouring pieces of text of one choice, which waited together, share a chunk."""
-        events = list(events)
         for event in events:
-            self._tally.see(event)
-        for event in _joined(events):
+            self._running.see(event)
+        for event in events if len(events) == 1 else _joined(events):
             yield from self._frames(event)
 
     def _frames(self, event: Event) -> Iterator[bytes]:
         match event:
+            case TextDelta(text, choice, ()) if (index := self._transcript.plain(text, choice)) is not None:
+                self._output.index = index
+                self._delta.content = text
+                self._running.put(self._usage)
+                yield self._head + self._plain.SerializeToString()
             case Started():
                 self._head = head(event, self._wishes, chat.GetChatCompletionChunk).SerializeToString()
             case UsageSoFar() if self._wishes.verbose:
@@ -306,15 +359,18 @@ class ChunkRenderer:
                     yield self._chunk([piece])
 
     def _chunk(self, pieces: list[Proto], end: Finished | None = None) -> bytes:
-        used = self._tally.usage(self._generation) if end is None else end.usage
-        chunk = chat.GetChatCompletionChunk(outputs=pieces, usage=usage_of(used, end))
-        if end is not None and self._wishes.citations:
-            chunk.citations.extend(source.url for source in end.sources)
+        chunk = chat.GetChatCompletionChunk(outputs=pieces)
+        if end is None:
+            self._running.put(chunk.usage)
+        else:
+            chunk.usage.CopyFrom(usage_of(end.usage, end))
+            if self._wishes.citations:
+                chunk.citations.extend(source.url for source in end.sources)
         serialized: bytes = chunk.SerializeToString()
         return self._head + serialized  # fields in a row are one message
 
 
-def _joined(events: list[Event]) -> Iterator[Event]:
+def _joined(events: Sequence[Event]) -> Iterator[Event]:
     waiting: list[TextDelta] = []
     for event in events:
         if isinstance(event, TextDelta) and (not waiting or waiting[0].choice == event.choice):

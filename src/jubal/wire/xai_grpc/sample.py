@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from jubal.core.errors import BadRequest, JubalError
 from jubal.core.events import Event, Finished, Started, TextDelta
 from jubal.core.fold import Completion
 from jubal.core.generation import Bounds, Generation
-from jubal.core.tally import Tally
 from jubal.wire.base import ErrorReply
 from jubal.wire.openai_sampling import choices
 from jubal.wire.xai_grpc import errors
-from jubal.wire.xai_grpc.answer import FINISH_REASON, Wishes, head, usage_of
+from jubal.wire.xai_grpc.answer import FINISH_REASON, RunningUsage, Wishes, head, usage_of
 from jubal.wire.xai_grpc.decode import decode, optional, wrong
 from jubal.wire.xai_grpc.pb import Proto, sample
 from jubal.wire.xai_grpc.request import logprobs, sampled, tokens_max
@@ -63,13 +62,12 @@ class SampleRenderer:
     """One streamed text as serialized SampleTextResponses."""
 
     def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._tally = Tally()
+        self._running = RunningUsage(generation)
         self._head = b""
 
-    def frames(self, events: Iterable[Event]) -> Iterator[bytes]:
+    def frames(self, events: Sequence[Event]) -> Iterator[bytes]:
         for event in events:
-            self._tally.see(event)
+            self._running.see(event)
             match event:
                 case Started():
                     self._head = head(event, Wishes(), _response).SerializeToString()
@@ -83,8 +81,12 @@ class SampleRenderer:
                     yield self._chunk(ends, event)
 
     def _chunk(self, pieces: list[Proto], end: Finished | None) -> bytes:
-        used = self._tally.usage(self._generation) if end is None else end.usage
-        serialized: bytes = sample.SampleTextResponse(choices=pieces, usage=usage_of(used, end)).SerializeToString()
+        chunk = sample.SampleTextResponse(choices=pieces)
+        if end is None:
+            self._running.put(chunk.usage)
+        else:
+            chunk.usage.CopyFrom(usage_of(end.usage, end))
+        serialized: bytes = chunk.SerializeToString()
         return self._head + serialized
 
 
