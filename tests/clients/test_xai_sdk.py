@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime
+import io
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import PIL.Image
 import pydantic
 import pytest
 import xai_sdk
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from xai_sdk import chat as x
 from xai_sdk.proto import chat_pb2, embed_pb2, embed_pb2_grpc, sample_pb2, sample_pb2_grpc
-from xai_sdk.proto.v6 import deferred_pb2
 from xai_sdk.search import SearchParameters
 from xai_sdk.tools import code_execution, collections_search, get_tool_call_type
 
+from jubal.wire.xai_grpc import pb
 from tests.conftest import home_with_models
 from tests.fake_upstream import Upstream, ending, hangs_after, piece, refuses, says, upstream
-from tests.server import Server, running, to_upstream
+from tests.server import ECHO, Server, jubal, running, to_upstream
 
 CAPITAL = [x.system("You are a helpful assistant."), x.user("What is the capital of France?")]
 TOOL = x.tool("get_weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
@@ -162,12 +174,12 @@ def test_deferred(client: xai_sdk.Client, server: Server) -> None:
     assert "Paris" in response.content
     assert response.cost_usd
     with pytest.raises(grpc.RpcError) as caught:
-        client.chat._stub.GetDeferredCompletion(deferred_pb2.GetDeferredRequest(request_id=response.id))
+        client.chat._stub.GetDeferredCompletion(pb.deferred.GetDeferredRequest(request_id=response.id))
     assert refusal(caught)[0] is grpc.StatusCode.NOT_FOUND, "its answer is handed out once"
     asked = {"model": "grok-4", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "deferred": True}
     _, _, accepted = server.request("POST", "/v1/chat/completions", asked)
     with pytest.raises(grpc.RpcError) as caught:
-        client.chat._stub.GetDeferredCompletion(deferred_pb2.GetDeferredRequest(**accepted))
+        client.chat._stub.GetDeferredCompletion(pb.deferred.GetDeferredRequest(**accepted))
     assert refusal(caught)[0] is grpc.StatusCode.NOT_FOUND, "an HTTP request's answer is not in these words"
 
 
@@ -207,6 +219,23 @@ def test_compaction(client: xai_sdk.Client) -> None:
     assert compacted.usage.completion_tokens > 0
     chat.append(x.user("Where were we?"))
     assert chat.sample().proto.outputs
+
+
+def test_the_documented_example_runs(server: Server) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "xai_sdk.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "localhost:50051" in example
+    done = subprocess.run(
+        [sys.executable, "-c", example.replace("localhost:50051", f"localhost:{server.grpc_port}")],
+        env={**os.environ, "XAI_API_KEY": server.key},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert re.search(r"\d+ tokens, 0\.\d+ USD, REASON_STOP", done.stdout)
 
 
 # ------------------------------------------------------------------------------------------------ the other services
@@ -297,6 +326,74 @@ def test_reflection_and_health(server: Server) -> None:
         ask = reflection_pb2.ServerReflectionRequest(file_containing_symbol="xai_api.Chat")
         [described] = stub.ServerReflectionInfo(iter([ask]))
         assert b"GetCompletionChunk" in described.file_descriptor_response.file_descriptor_proto[0]
+
+
+def test_tls_on_request(tmp_path: Path) -> None:
+    key, cert = self_signed()
+    (tmp_path / "key.pem").write_bytes(key)
+    (tmp_path / "cert.pem").write_bytes(cert)
+    config = f'[server]\ntls_cert = "{tmp_path / "cert.pem"}"\ntls_key = "{tmp_path / "key.pem"}"\n{ECHO}'
+    with running(tmp_path / "home", config=config, grpc=True) as server:
+        ask = chat_pb2.GetCompletionsRequest(model="grok-4", messages=[x.user("hi there")])
+        with grpc.secure_channel(f"localhost:{server.grpc_port}", grpc.ssl_channel_credentials(cert)) as raw:
+            answer = xai_sdk.proto.chat_pb2_grpc.ChatStub(raw).GetCompletion(
+                ask, metadata=authorized(server), timeout=20
+            )
+        assert answer.outputs[0].message.content == "hi there"
+        assert "with TLS" in server.log.read_text()
+        with channel(server) as raw, pytest.raises(grpc.RpcError) as caught:
+            xai_sdk.proto.chat_pb2_grpc.ChatStub(raw).GetCompletion(ask, metadata=authorized(server), timeout=20)
+        assert refusal(caught)[0] is grpc.StatusCode.UNAVAILABLE
+
+
+def self_signed() -> tuple[bytes, bytes]:
+    """Key and certificate for localhost, in PEM."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    return (
+        private.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain),
+        certificate.public_bytes(pem),
+    )
+
+
+def test_ports(tmp_path: Path) -> None:
+    """The default port is left to whoever has it; one that was asked for must be free; 0 is none."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "jubal.toml").write_text(ECHO)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        done = jubal("serve", "--port", "0", "--grpc-port", str(port), "--config", str(home / "jubal.toml"), home=home)
+        assert done.returncode != 0
+        assert f"gRPC port {port} is already in use" in done.stderr
+    with running(tmp_path / "other", config=ECHO) as server:
+        assert "gRPC" not in server.log.read_text()
+        maps = Path(f"/proc/{server.process.pid}/maps")
+        if maps.exists():
+            assert "grpc" not in maps.read_text(), "its library is loaded only where it is served"
+
+
+def test_half_of_tls_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "jubal.toml").write_text(f'[server]\ntls_cert = "x.pem"\n{ECHO}')
+    done = jubal("serve", "--port", "0", "--config", str(tmp_path / "jubal.toml"), home=tmp_path / "home")
+    assert done.returncode == 2
+    assert "server.tls_key" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -403,6 +500,21 @@ async def test_aio_a_round_trip_with_tools(tmp_path: Path) -> None:
         assert [one["role"] for one in sent] == ["user", "assistant", "tool", "tool"]
         assert [one["tool_call_id"] for one in sent[2:]] == ["call_0", "call_1"], "without an id: in order"
         assert [one["id"] for one in sent[1]["tool_calls"]] == ["call_0", "call_1"]
+
+
+async def test_images_go_to_an_engine_that_sees(tmp_path: Path) -> None:
+    png = io.BytesIO()
+    PIL.Image.new("RGB", (32, 32)).save(png, "PNG")
+    pixel = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    async with upstream(says(piece("A dot."), ending())) as box:
+        config = to_upstream(box.url) + 'input = ["text", "image"]\n'
+        with running(tmp_path / "home", config=config, grpc=True) as server:
+            async with _open(server) as client:
+                chat = client.chat.create(model="grok-4", messages=[x.user("What?", x.image(pixel, detail="low"))])
+                assert (await chat.sample()).content == "A dot."
+    text, image = box.bodies[0]["messages"][0]["content"]
+    assert text == {"type": "text", "text": "What?"}
+    assert (image["image_url"]["url"], image["image_url"]["detail"]) == (pixel, "low")
 
 
 async def test_aio_sample_batch_defer_and_models(tmp_path: Path) -> None:
