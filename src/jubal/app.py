@@ -479,7 +479,7 @@ def make_grpc(jubal: Jubal) -> GrpcServer:
         jubal.deferred,
         Answers(jubal.store, GRPC_DIALECT),
         GRPC_DIALECT,
-        health=lambda: health(jubal.served, jubal.embedders)[0] == 200,
+        health=lambda: health(jubal.pipeline)[0] == 200,
     )
 
 

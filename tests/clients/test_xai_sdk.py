@@ -31,7 +31,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from xai_sdk import chat as x
 from xai_sdk.proto import chat_pb2, embed_pb2, embed_pb2_grpc, sample_pb2, sample_pb2_grpc
 from xai_sdk.search import SearchParameters
-from xai_sdk.tools import code_execution, collections_search, get_tool_call_type
+from xai_sdk.tools import collections_search, get_tool_call_type
 
 from jubal.wire.xai_grpc import pb
 from tests.conftest import home_with_models
@@ -125,7 +125,7 @@ def test_structured_output(client: xai_sdk.Client) -> None:
         people: int
 
     response, city = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=60, temperature=0).parse(City)
-    assert json.loads(response.content) == city.model_dump()
+    assert city.model_dump().items() <= json.loads(response.content).items()
 
 
 def test_the_embedded_model_calls_a_function(client: xai_sdk.Client) -> None:
@@ -450,7 +450,6 @@ def test_limits_and_acls(client: xai_sdk.Client, server: Server) -> None:
         ({"temperature": 9}, grpc.StatusCode.INVALID_ARGUMENT, "temperature"),
         ({"max_tokens": 0}, grpc.StatusCode.INVALID_ARGUMENT, "max_tokens"),
         ({"previous_response_id": "none"}, grpc.StatusCode.NOT_FOUND, "none"),
-        ({"tools": [code_execution()]}, grpc.StatusCode.INVALID_ARGUMENT, "code_execution"),
         ({"tools": [collections_search(["c"])]}, grpc.StatusCode.INVALID_ARGUMENT, "collections_search"),
         ({"search_parameters": SearchParameters(max_search_results=99)}, grpc.StatusCode.INVALID_ARGUMENT, "max_search_results"),
         ({"messages": [x.user("see", x.image("https://i.test/x.png"))]}, grpc.StatusCode.INVALID_ARGUMENT, "messages[0].content"),

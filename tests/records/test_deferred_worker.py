@@ -356,7 +356,7 @@ async def test_jobs_wait_for_an_engine_that_rests(sqlite_store: Store) -> None:
         async with asyncio.timeout(10):
             while True:
                 now.us += 3_000_000  # past the pause of a job that was given back
-                status, body = await one.jobs.fetch(one.caller, kept)
+                status, body = await one.jobs.fetch(one.caller, "chat", kept)
                 if status != 202:
                     break
                 await asyncio.sleep(0.02)

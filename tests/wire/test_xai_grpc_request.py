@@ -291,10 +291,11 @@ def test_the_other_requests() -> None:
         XaiCompact(SEALER).parse(pb.chat.CompactContextRequest(model="m").SerializeToString())
     sample = pb.sample.SampleTextRequest(model="m", prompt=["Once"], n=2, max_tokens=4)
     generation = XaiSample(live=True).parse(sample.SerializeToString()).generation
-    assert (generation.prompt, generation.choices, generation.live) == ("Once", 2, True)
+    assert (generation.prompts, generation.choices, generation.live) == (("Once",), 2, True)
     for wrong, param in (
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a"] * 65, "n": 2}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt"),
         ({"prompt": ["a"], "logprobs": True}, "logprobs"),
     ):
         with pytest.raises(BadRequest) as caught:

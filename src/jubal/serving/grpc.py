@@ -259,7 +259,7 @@ class GrpcServer:
             "Models/GetLanguageModel": self._language_model,
             "Models/GetEmbeddingModel": self._embedding_model,
             "Models/GetImageGenerationModel": self._image_model,
-            "Sample/SampleText": lambda rpc, body: self._answer(rpc, self._sample, body),
+            "Sample/SampleText": lambda rpc, body: self._answer(rpc, self._sample, body, repeatable=True),
             "Tokenize/TokenizeText": self._tokenize,
         }
         streamed: dict[str, Streamed] = {
@@ -325,11 +325,15 @@ class GrpcServer:
     async def _caller(self, rpc: _Rpc) -> Caller:
         return await self._pipeline.identify(rpc.metadata("authorization"))
 
-    def _admit(self, rpc: _Rpc, caller: Caller, endpoint: str, generation: Generation) -> Admitted:
-        """x-grok-conv-id: calls with the same one share a prompt prefix (xai-api.md 22)."""
+    def _admit(
+        self, rpc: _Rpc, caller: Caller, endpoint: str, generation: Generation, *, repeatable: bool = False
+    ) -> Admitted:
+        """x-grok-conv-id: calls with the same one share a prompt prefix (xai-api.md 22). cache-control: as in HTTP."""
+        if self._pipeline.caches and "no-cache" in (rpc.metadata("cache-control") or "").lower():
+            generation = replace(generation, cache=False)
         if (conversation := rpc.metadata("x-grok-conv-id")) is not None:
             generation = replace(generation, cache_key=conversation)
-        return self._pipeline.admit(caller, endpoint, generation, request_id=rpc.id)
+        return self._pipeline.admit(caller, endpoint, generation, request_id=rpc.id, repeatable=repeatable)
 
     # ------------------------------------------------------------------------------------------ generations
 
@@ -347,15 +351,15 @@ class GrpcServer:
     async def _complete(self, rpc: _Rpc, body: bytes) -> bytes:
         caller = await self._caller(rpc)
         asked = await self._chat_asked(caller, self._whole, body)
-        admitted = self._admit(rpc, caller, self._whole.endpoint, asked.generation)
+        admitted = self._admit(rpc, caller, self._whole.endpoint, asked.generation, repeatable=not asked.keep)
         whole = asked.whole(await fold(self._run_chat(asked, admitted)))
         await rpc.begin(admitted.ticket_headers())
         return whole
 
-    async def _answer(self, rpc: _Rpc, dialect: WholeDialect, body: bytes) -> bytes:
+    async def _answer(self, rpc: _Rpc, dialect: WholeDialect, body: bytes, *, repeatable: bool = False) -> bytes:
         caller = await self._caller(rpc)
         asked = dialect.parse(body)
-        admitted = self._admit(rpc, caller, dialect.endpoint, asked.generation)
+        admitted = self._admit(rpc, caller, dialect.endpoint, asked.generation, repeatable=repeatable)
         whole = asked.whole(await fold(self._pipeline.run(admitted)))
         await rpc.begin(admitted.ticket_headers())
         return whole
@@ -363,13 +367,13 @@ class GrpcServer:
     async def _stream_chat(self, rpc: _Rpc, body: bytes) -> None:
         caller = await self._while_wanted(self._caller(rpc))
         asked = await self._while_wanted(self._chat_asked(caller, self._live, body))
-        admitted = self._admit(rpc, caller, self._live.endpoint, asked.generation)
+        admitted = self._admit(rpc, caller, self._live.endpoint, asked.generation, repeatable=not asked.keep)
         await self._stream(rpc, asked, admitted, self._run_chat(asked, admitted))
 
     async def _stream_sample(self, rpc: _Rpc, body: bytes) -> None:
         caller = await self._while_wanted(self._caller(rpc))
         asked = self._sample_live.parse(body)
-        admitted = self._admit(rpc, caller, self._sample_live.endpoint, asked.generation)
+        admitted = self._admit(rpc, caller, self._sample_live.endpoint, asked.generation, repeatable=True)
         await self._stream(rpc, asked, admitted, self._pipeline.run(admitted))
 
     async def _stream(self, rpc: _Rpc, asked: _Rendered, admitted: Admitted, events: Events) -> None:

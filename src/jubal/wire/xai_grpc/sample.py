@@ -9,7 +9,7 @@ from jubal.core.events import Event, Finished, Started, TextDelta
 from jubal.core.fold import Completion
 from jubal.core.generation import Bounds, Generation
 from jubal.wire.base import ErrorReply
-from jubal.wire.openai_sampling import choices
+from jubal.wire.openai_sampling import CHOICES_MAX, choices
 from jubal.wire.xai_grpc import errors
 from jubal.wire.xai_grpc.answer import FINISH_REASON, RunningUsage, Wishes, head, usage_of
 from jubal.wire.xai_grpc.decode import decode, optional, wrong
@@ -18,15 +18,18 @@ from jubal.wire.xai_grpc.request import logprobs, sampled, tokens_max
 
 
 class SampleAsked:
-    """A parsed SampleTextRequest."""
+    """A parsed SampleTextRequest. The answers to a prompt follow those to the one before it."""
 
     __slots__ = ("generation",)
 
     def __init__(self, asked: Proto, *, live: bool) -> None:
         if not asked.model:
             raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
-        if len(asked.prompt) != 1 or not asked.prompt[0]:
-            raise wrong("prompt", "needs one text that is not empty")
+        wanted = choices(optional(asked, "n"))
+        if not asked.prompt or not all(asked.prompt):
+            raise wrong("prompt", "needs at least one text, and none that is empty")
+        if len(asked.prompt) * wanted > CHOICES_MAX:
+            raise wrong("prompt", f"makes more than {CHOICES_MAX} answers, with {wanted} for each")
         if logprobs(asked) is not None:
             raise wrong("logprobs", "this API has no place to tell them: leave it out")
         self.generation = Generation(
@@ -34,10 +37,10 @@ class SampleAsked:
             (),
             sampling=sampled(asked),
             bounds=Bounds(tokens_max(asked)),
-            choices=choices(optional(asked, "n")),
+            choices=wanted,
             live=live,
             user=asked.user or None,
-            prompt=asked.prompt[0],
+            prompts=tuple(asked.prompt),
         )
 
     def renderer(self) -> SampleRenderer:
