@@ -44,6 +44,7 @@ class Server:
     key: str
     log: Path
     config: Path | None = None
+    grpc_port: int = 0
     output: list[str] = field(default_factory=list)
 
     @property
@@ -113,9 +114,16 @@ class Server:
 
 
 def start(
-    home: Path, *, config: str | None = None, args: Sequence[str] = (), wait: bool = True, port: int = 0, **env: str
+    home: Path,
+    *,
+    config: str | None = None,
+    args: Sequence[str] = (),
+    wait: bool = True,
+    port: int = 0,
+    grpc: bool = False,
+    **env: str,
 ) -> Server:
-    """Starts a server; `wait`: until every engine is ready. config: text of a configuration file."""
+    """Starts a server; `wait`: until every engine is ready. config: text of a configuration file. grpc: on a free port."""
     home.mkdir(parents=True, exist_ok=True)
     log = home / "serve.log"
     file = None
@@ -123,9 +131,20 @@ def start(
         file = home / "jubal.toml"
         file.write_text(config)
         args = ["--config", str(file), *args]
+    grpc_port = free_port() if grpc else 0
     with log.open("a") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jubal", "serve", "--port", str(port or free_port()), *args],
+            [
+                sys.executable,
+                "-m",
+                "jubal",
+                "serve",
+                "--port",
+                str(port or free_port()),
+                "--grpc-port",
+                str(grpc_port),
+                *args,
+            ],
             env=environment(home, **env),
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -134,7 +153,7 @@ def start(
             start_new_session=True,
         )
     chosen = int(process.args[process.args.index("--port") + 1])  # type: ignore[union-attr, index, arg-type]
-    server = Server(home, process, chosen, "", log, file)
+    server = Server(home, process, chosen, "", log, file, grpc_port)
     try:
         _until_answering(server, wait)
         server.key = (home / "first-key").read_text().strip() if (home / "first-key").exists() else ""
@@ -167,9 +186,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(home: Path, *, config: str | None = None, args: Sequence[str] = (), **env: str) -> Iterator[Server]:
+def running(
+    home: Path, *, config: str | None = None, args: Sequence[str] = (), grpc: bool = False, **env: str
+) -> Iterator[Server]:
     """A server that is gone at the end, whatever happens."""
-    server = start(home, config=config, args=args, **env)
+    server = start(home, config=config, args=args, grpc=grpc, **env)
     try:
         yield server
     finally:

@@ -35,8 +35,8 @@ from jubal.serving.answers import Answers
 from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import ResponseCache
 from jubal.serving.charging import Charging
-from jubal.serving.deferred import Deferred
-from jubal.serving.http import HttpApp
+from jubal.serving.deferred import Deferred, KeptLine, Line, PlainLine
+from jubal.serving.http import DEFERRED_DIALECT, HttpApp
 from jubal.serving.images import Fetcher, Images
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
 from jubal.serving.watch import Watch, Watched
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from jubal.engines.llama_cpp.engine import LlamaEngine
     from jubal.engines.llama_cpp.memory import ModelMemory
     from jubal.engines.upstream import UpstreamFacts, UpstreamProbe
+    from jubal.serving.grpc import GrpcServer
+    from jubal.serving.places import Place
 
 log = structlog.get_logger("jubal.app")
 
@@ -68,6 +70,8 @@ DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {
     "/v1/complete": AnthropicComplete,
 }
 UPSTREAM_KINDS: Final = frozenset({"openai", "xai"})
+GRPC_DIALECT: Final = "xai_grpc"
+"""The name in the store of what the gRPC API keeps."""
 DRAIN_GRACE_S: Final = 5.0
 """After the drain limit: for the answers that were ended to say so, and to be settled."""
 KEEP_ALIVE_S: Final = 75
@@ -329,7 +333,7 @@ def _concurrency(engine: config.Engine, made: Engine | Embedder) -> int | None:
 
 @dataclass
 class Jubal:
-    """Everything that runs. Made by `build`; `start` before use, `close` after."""
+    """Everything that runs. Made by `build`; `start` before use, `close` after. grpc: where that API is served, once it is."""
 
     settings: config.Settings
     store: Store
@@ -343,6 +347,7 @@ class Jubal:
     watch: Watch
     http: HttpApp
     memory: ModelMemory | None = None
+    grpc: Place | None = None
 
     async def start(self) -> None:
         """Engines begin to load; returns soon. Embedders wait for their first request: many servers never get one.
@@ -438,7 +443,11 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
     dialects["/v1/responses/compact"] = ResponsesCompact(sealer)
-    deferred = Deferred(store, pipeline, dialects["/v1/chat/completions"])
+    lines: dict[str, Callable[[], Line]] = {
+        DEFERRED_DIALECT: lambda: PlainLine(OpenAIChat()),
+        GRPC_DIALECT: lambda: _grpc_line(store, sealer),
+    }
+    deferred = Deferred(store, pipeline, lines)
     http = HttpApp(
         pipeline,
         dialects,
@@ -450,6 +459,28 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     )
     watch = upstreams.watch((*models, *embedding_models))
     return Jubal(settings, store, usage_log, served, embedders, pipeline, images, credit, deferred, watch, http, memory)
+
+
+def _grpc_line(store: Store, sealer: FernetSealer) -> KeptLine:
+    """Deferred requests of the gRPC API. Any server on the store may have to run one, also without a gRPC port."""
+    from jubal.wire.xai_grpc.chat import XaiChat
+
+    return KeptLine(XaiChat(sealer), Answers(store, GRPC_DIALECT))
+
+
+def make_grpc(jubal: Jubal) -> GrpcServer:
+    """The gRPC API beside HTTP, not started. Its libraries are imported here: they take memory."""
+    from jubal.serving.grpc import GrpcServer
+
+    return GrpcServer(
+        jubal.pipeline,
+        jubal.store,
+        FernetSealer(jubal.store.hash_key),
+        jubal.deferred,
+        Answers(jubal.store, GRPC_DIALECT),
+        GRPC_DIALECT,
+        health=lambda: health(jubal.pipeline)[0] == 200,
+    )
 
 
 def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_models: Catalogue) -> None:
@@ -500,9 +531,12 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(jubal: Jubal, listener: socket.socket, *, on_ready: Callable[[], None]) -> None:
+async def serve(
+    jubal: Jubal, listener: socket.socket, *, grpc: Place | None = None, on_ready: Callable[[], None]
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains, settles and returns. A second signal ends the drain at once.
 
+    grpc: where the gRPC API listens; None: nowhere.
     on_ready is called when every engine is ready and requests are taken.
     """
     settings = jubal.settings.server
@@ -525,22 +559,41 @@ async def serve(jubal: Jubal, listener: socket.socket, *, on_ready: Callable[[],
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
+    rpc = make_grpc(jubal) if grpc is not None else None
+
+    def stop_now() -> None:
+        jubal.http.stop_now()
+        if rpc is not None:
+            rpc.stop_now()
+
     def stop() -> None:
         if stopping.is_set():
-            jubal.http.stop_now()
+            stop_now()
             return
         stopping.set()
         server.should_exit = True
-        loop.call_later(settings.drain_s, jubal.http.stop_now)
+        if rpc is not None:
+            rpc.drain(settings.drain_s + DRAIN_GRACE_S)
+        loop.call_later(settings.drain_s, stop_now)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     await jubal.start()
+    if rpc is not None and grpc is not None:
+        try:
+            await rpc.start(grpc)
+            jubal.grpc = grpc
+        except OSError as error:
+            if grpc.required:
+                raise
+            log.warning("gRPC is off", error=str(error))
     watcher = asyncio.create_task(_announce(jubal, on_ready))
     try:
         await server.serve(sockets=[listener])
     finally:
         watcher.cancel()
+        if rpc is not None:
+            await rpc.close()
         await jubal.close()
 
 

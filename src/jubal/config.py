@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
+GRPC_PORT = 50051
 Seconds = Annotated[float, Meta(ge=0)]
 Usd = Annotated[float, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -28,14 +29,18 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Server(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[server]. body_limit_mb: largest request body. drain_s: how long open requests may go on after SIGTERM.
+    """[server]. grpc_port: 0 for no gRPC; None: GRPC_PORT, where that is free. tls_cert, tls_key: PEM files, both or none.
+
+    body_limit_mb: largest request body. drain_s: how long open requests may go on after SIGTERM.
 
     models_memory_mb: MiB that all local models together may take; None: no limit, all of them stay loaded.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
-    grpc_port: Port = 50051
+    grpc_port: Port | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     workers: Positive = 1
     body_limit_mb: Annotated[float, Meta(gt=0)] = 64
     drain_s: Seconds = 30

@@ -20,39 +20,56 @@ LEASE_US = 60_000_000
 DONE = Ended("done", 200, b"answer")
 
 
-def submit(store: Store, *ids: str, team_id: str = "team", now_us: int = NOW_US) -> None:
+def submit(store: Store, *ids: str, team_id: str = "team", dialect: str = "chat", now_us: int = NOW_US) -> None:
     for request_id in ids:
         store.transact(
             deferred.submit,
             request_id=request_id,
             team_id=team_id,
             key_id="key",
+            dialect=dialect,
             body=b'{"\xc3\xa9": 1}',
             now_us=now_us,
         )
 
 
 def claim(store: Store, lease: str, *, jobs_max: int = 10, now_us: int = NOW_US) -> list[Job]:
-    return store.transact(deferred.claim, jobs_max=jobs_max, lease=lease, lease_us=LEASE_US, now_us=now_us)
+    return store.transact(
+        deferred.claim, dialects=["chat"], jobs_max=jobs_max, lease=lease, lease_us=LEASE_US, now_us=now_us
+    )
 
 
 def state(store: Store, request_id: str, now_us: int = NOW_US) -> str | None:
-    return store.read(deferred.state, request_id, "team", now_us)
+    return store.read(deferred.state, request_id, "team", "chat", now_us)
 
 
 def test_from_request_to_answer_once(store: Store) -> None:
     submit(store, "a")
     assert state(store, "a") == "pending"
     [job] = claim(store, "mine")
-    assert job == Job("a", "key", b'{"\xc3\xa9": 1}', "mine", NOW_US + LEASE_US, 1)
+    assert job == Job("a", "key", "chat", b'{"\xc3\xa9": 1}', "mine", NOW_US + LEASE_US, 1)
     assert state(store, "a") == "running"
-    assert store.transact(deferred.take, "a", "team", NOW_US) is None
+    assert store.transact(deferred.take, "a", "team", "chat", NOW_US) is None
     assert store.transact(deferred.finish, job, DONE)
     assert state(store, "a") == "done"
-    assert store.transact(deferred.take, "a", "others", NOW_US) is None
-    assert store.transact(deferred.take, "a", "team", NOW_US) == DONE
-    assert store.transact(deferred.take, "a", "team", NOW_US) is None
+    assert store.transact(deferred.take, "a", "others", "chat", NOW_US) is None
+    assert store.transact(deferred.take, "a", "team", "chat", NOW_US) == DONE
+    assert store.transact(deferred.take, "a", "team", "chat", NOW_US) is None
     assert state(store, "a") is None
+
+
+def test_dialects_do_not_see_each_other(store: Store) -> None:
+    submit(store, "a", dialect="other")
+    assert not store.read(deferred.due, ["chat"], NOW_US)
+    assert claim(store, "mine") == [], "a server that can't read it leaves it alone"
+    assert state(store, "a") is None
+    [job] = store.transact(
+        deferred.claim, dialects=["chat", "other"], jobs_max=1, lease="x", lease_us=LEASE_US, now_us=NOW_US
+    )
+    assert job.dialect == "other"
+    assert store.transact(deferred.finish, job, DONE)
+    assert store.transact(deferred.take, "a", "team", "chat", NOW_US) is None
+    assert store.transact(deferred.take, "a", "team", "other", NOW_US) == DONE
 
 
 def test_the_oldest_go_first_and_no_more_than_wanted(store: Store) -> None:
@@ -60,7 +77,7 @@ def test_the_oldest_go_first_and_no_more_than_wanted(store: Store) -> None:
         submit(store, request_id, now_us=NOW_US - age_s)
     assert [job.request_id for job in claim(store, "one", jobs_max=3)] == ["a", "b", "c"]
     assert [job.request_id for job in claim(store, "two", jobs_max=3)] == ["d"]
-    assert not store.read(deferred.due, NOW_US)
+    assert not store.read(deferred.due, ["chat"], NOW_US)
     assert claim(store, "three") == []
 
 
@@ -85,7 +102,7 @@ def test_who_lost_a_lease_changes_nothing(store: Store) -> None:
     assert state(store, "a") == "running"
     assert store.transact(deferred.finish, job, Ended("done", 200, b"kept", row._replace(cost_in_usd_ticks=2)))
     assert not store.transact(deferred.finish, late, Ended("done", 200, b"late", row))
-    taken = store.transact(deferred.take, "a", "team", NOW_US)
+    taken = store.transact(deferred.take, "a", "team", "chat", NOW_US)
     assert taken is not None
     assert taken.body == b"kept"
     assert [(one.request_id, one.cost_in_usd_ticks) for one in store.read(usage.listing)] == [("a", 2)]
@@ -99,8 +116,8 @@ def test_what_is_given_back_is_no_attempt_and_may_rest(store: Store) -> None:
         store.transact(deferred.give_back, job)
     [job] = claim(store, "x")
     store.transact(deferred.give_back, job, not_before_us=NOW_US + 5)
-    assert not store.read(deferred.due, NOW_US + 4)
-    assert store.read(deferred.due, NOW_US + 5)
+    assert not store.read(deferred.due, ["chat"], NOW_US + 4)
+    assert store.read(deferred.due, ["chat"], NOW_US + 5)
 
 
 def test_after_24_hours_it_is_gone_whatever_its_state(store: Store) -> None:
@@ -111,8 +128,8 @@ def test_after_24_hours_it_is_gone_whatever_its_state(store: Store) -> None:
     last, end = NOW_US + LIFE_US - 1, NOW_US + LIFE_US
     assert state(store, "ended", last) == "done"
     assert [state(store, request_id, end) for request_id in jobs] == [None, None, None]
-    assert store.transact(deferred.take, "ended", "team", end) is None
-    assert not store.read(deferred.due, end)
+    assert store.transact(deferred.take, "ended", "team", "chat", end) is None
+    assert not store.read(deferred.due, ["chat"], end)
     assert store.transact(deferred.sweep, last) == 0
     assert store.transact(deferred.sweep, end) == 2, "what runs is left"
     assert store.transact(deferred.finish, jobs["runs"], Ended("done", 200, b"", usage_row("runs")))
@@ -178,7 +195,7 @@ def test_of_two_that_fetch_at_once_one_gets_it(store: Store) -> None:
             request_id: str = request_id, begin: threading.Barrier = begin, got: list[Ended | None] = got
         ) -> None:
             begin.wait()
-            got.append(store.transact(deferred.take, request_id, "team", NOW_US))
+            got.append(store.transact(deferred.take, request_id, "team", "chat", NOW_US))
 
         threads = [threading.Thread(target=fetch) for _ in range(2)]
         for thread in threads:

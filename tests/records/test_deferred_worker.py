@@ -25,7 +25,7 @@ from jubal.core.usage import Usage
 from jubal.records import deferred as records
 from jubal.serving.admission import Admission
 from jubal.serving.breaker import Breaker, never
-from jubal.serving.deferred import ATTEMPTS_MAX, Deferred
+from jubal.serving.deferred import ATTEMPTS_MAX, Deferred, PlainLine
 from jubal.serving.pipeline import Pipeline, Served
 from jubal.testing import Hang, ScriptedEngine
 from jubal.wire.openai_chat import OpenAIChat
@@ -59,14 +59,14 @@ class Gateway:
         request_id = str(uuid.uuid4())
         generation = DIALECT.parse(body).generation
         await self.jobs.submit(
-            self.pipeline.admit(caller or self.caller, "chat", generation, request_id=request_id), body
+            self.pipeline.admit(caller or self.caller, "chat", generation, request_id=request_id), "chat", body
         )
         return request_id
 
     async def fetch(self, request_id: str, timeout_s: float = 10) -> tuple[int, bytes]:
         async with asyncio.timeout(timeout_s):
             while True:
-                status, body = await self.jobs.fetch(self.caller, request_id)
+                status, body = await self.jobs.fetch(self.caller, "chat", request_id)
                 if status != 202:
                     return status, body
                 await asyncio.sleep(0.01)
@@ -97,7 +97,13 @@ async def gateway(
         MemoryLimiter(),
         log,
     )
-    jobs = Deferred(store, pipeline, DIALECT, now_us=now, **{"poll_s": 0.02, "lease_s": 60.0, **options})  # type: ignore[arg-type]
+    jobs = Deferred(
+        store,
+        pipeline,
+        {"chat": lambda: PlainLine(DIALECT)},
+        now_us=now,
+        **{"poll_s": 0.02, "lease_s": 60.0, **options},
+    )  # type: ignore[arg-type]
     if working:
         jobs.start()
     try:
@@ -188,7 +194,9 @@ async def test_a_request_that_never_ends_well_is_given_up_after_three_attempts(s
     async with gateway(sqlite_store, engine, now=now, working=False) as one:
         request_id = await one.submit()
     for attempt in range(ATTEMPTS_MAX):
-        [job] = sqlite_store.transact(records.claim, jobs_max=1, lease=str(attempt), lease_us=1, now_us=now.us)
+        [job] = sqlite_store.transact(
+            records.claim, dialects=["chat"], jobs_max=1, lease=str(attempt), lease_us=1, now_us=now.us
+        )
         assert job.attempts == attempt + 1
         now.us += 1
     async with gateway(sqlite_store, engine, now=now) as one:
@@ -216,7 +224,9 @@ async def test_a_lost_lease_cuts_the_attempt(sqlite_store: Store) -> None:
         while not engine.running:
             await asyncio.sleep(0.01)
         now.us += 300_000
-        [job] = sqlite_store.transact(records.claim, jobs_max=1, lease="other", lease_us=10**9, now_us=now.us)
+        [job] = sqlite_store.transact(
+            records.claim, dialects=["chat"], jobs_max=1, lease="other", lease_us=10**9, now_us=now.us
+        )
         assert job.attempts == 2
         async with asyncio.timeout(2):
             while engine.running:
@@ -245,7 +255,7 @@ async def test_jobs_wait_while_others_wait_for_the_engine(sqlite_store: Store) -
         request_id = await one.submit()
         await asyncio.sleep(0.2)
         assert engine.turns == []
-        assert (await one.jobs.fetch(one.caller, request_id))[0] == 202
+        assert (await one.jobs.fetch(one.caller, "chat", request_id))[0] == 202
         one.admission._waiting.clear()
         now.us += 2_000_000
         assert (await one.fetch(request_id))[0] == 200
@@ -283,11 +293,11 @@ async def test_the_worker_sweeps_what_has_expired(sqlite_store: Store) -> None:
     async with gateway(sqlite_store, ScriptedEngine(GOOD), now=now) as one:
         request_id = await one.submit()
         async with asyncio.timeout(5):
-            while sqlite_store.read(records.state, request_id, one.caller.team_id, now.us) != "done":
+            while sqlite_store.read(records.state, request_id, one.caller.team_id, "chat", now.us) != "done":
                 await asyncio.sleep(0.01)
         now.us += records.LIFE_US
         with pytest.raises(NotFound):
-            await one.jobs.fetch(one.caller, request_id)
+            await one.jobs.fetch(one.caller, "chat", request_id)
         await asyncio.sleep(0.2)
         assert sqlite_store.transact(records.sweep, now.us) == 0, "nothing is left to sweep"
 
@@ -346,7 +356,7 @@ async def test_jobs_wait_for_an_engine_that_rests(sqlite_store: Store) -> None:
         async with asyncio.timeout(10):
             while True:
                 now.us += 3_000_000  # past the pause of a job that was given back
-                status, body = await one.jobs.fetch(one.caller, kept)
+                status, body = await one.jobs.fetch(one.caller, "chat", kept)
                 if status != 202:
                     break
                 await asyncio.sleep(0.02)

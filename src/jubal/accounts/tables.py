@@ -186,14 +186,16 @@ deferred: Final = Table(
     Column("lease", Text),
     Column("lease_until_us", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
+    Column("dialect", Text, nullable=False, server_default="chat"),
     Index(None, "state", "lease_until_us"),
     Index(None, "team_id", "state"),
     Index(None, "expires_us"),
 )
 """Requests that are answered later (records/deferred.py).
 
-body: the request as it came; empty once it has ended. state: pending, running, done or failed. status, result: the HTTP status
-and body to answer with. lease: who runs it; lease_until_us: nobody else takes it before.
+body: the request as it came; empty once it has ended. state: pending, running, done or failed. status, result: the status
+and body to answer with, in its dialect's words. lease: who runs it; lease_until_us: nobody else takes it before. dialect: who reads
+the body, and wrote the result.
 """
 
 answers: Final = Table(

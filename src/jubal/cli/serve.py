@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from jubal.accounts.store import Store
     from jubal.app import Jubal
+    from jubal.serving.places import Place
 
 FIRST_KEY_NAME: Final = "first"
 CURL_TOKENS_MAX: Final = 200
@@ -64,7 +65,9 @@ def serve(
     ] = None,
     grpc_port: Annotated[
         int | None,
-        typer.Option("--grpc-port", min=0, max=65535, help="Port for gRPC. Default: 50051.", show_default=False),
+        typer.Option(
+            "--grpc-port", min=0, max=65535, help="Port for gRPC; 0 for none. Default: 50051.", show_default=False
+        ),
     ] = None,
     log_level: Annotated[
         LogLevel, typer.Option("--log-level", help="What to log on standard error.")
@@ -79,6 +82,7 @@ def serve(
     _check_workers(settings)
     make_home(settings)
     listener = _bind(settings.server)
+    grpc = _grpc_place(settings)
     with listener:
         from jubal import app
         from jubal.accounts.store import Store
@@ -90,7 +94,7 @@ def serve(
             jubal = app.build(settings, store=store)
             began_s += _fetch_models(settings)
             key = _make_first_key(store, settings)
-            _run(jubal, listener, key, began_s)
+            _run(jubal, listener, grpc, key, began_s)
 
 
 def _settings(config_file: Path | None, host: str | None, port: int | None, grpc_port: int | None) -> config.Settings:
@@ -128,6 +132,44 @@ def _bind(server: config.Server) -> socket.socket:
                 "Take another with --port; --port 0 takes any that is free."
             ) from None
         raise CommandError(f"can't listen on {server.host} port {server.port}: {error.strerror}.") from None
+
+
+def _grpc_place(settings: config.Settings) -> Place | None:
+    """Where to serve gRPC; None for nowhere. The default port is left to whoever has it; one that was asked for must be free.
+
+    Raises `CommandError`, `ConfigError`.
+    """
+    server = settings.server
+    if server.grpc_port == 0:
+        return None
+    port = server.grpc_port or config.GRPC_PORT
+    tls = _tls(settings)
+    from jubal.serving.places import place
+
+    try:
+        return place(server.host, port, tls, required=server.grpc_port is not None)
+    except OSError as error:
+        why = "is already in use" if error.errno == errno.EADDRINUSE else f"can't be had: {error.strerror}"
+        if server.grpc_port is None:
+            print(f"gRPC is off: port {port} {why}. Take another with --grpc-port.", file=sys.stderr)
+            return None
+        raise CommandError(
+            f"gRPC port {port} {why} on {server.host}. Take another with --grpc-port; --grpc-port 0 serves no gRPC."
+        ) from None
+
+
+def _tls(settings: config.Settings) -> tuple[bytes, bytes] | None:
+    """Key and certificate chain in PEM. Raises `ConfigError`."""
+    server = settings.server
+    if server.tls_cert is None and server.tls_key is None:
+        return None
+    if server.tls_cert is None or server.tls_key is None:
+        missing = "tls_key" if server.tls_key is None else "tls_cert"
+        raise config.ConfigError(f"{settings.file}: server.{missing}: expected a file, as the other of the two is set.")
+    try:
+        return Path(server.tls_key).expanduser().read_bytes(), Path(server.tls_cert).expanduser().read_bytes()
+    except OSError as error:
+        raise config.ConfigError(f"{settings.file}: server.tls_cert, server.tls_key: {error}.") from None
 
 
 def _fetch_models(settings: config.Settings) -> float:
@@ -187,9 +229,9 @@ def _write_secret(file: Path, secret: str) -> None:
 # -------------------------------------------------------------------------------------------------------- the server
 
 
-def _run(jubal: Jubal, listener: socket.socket, new_key: str | None, began_s: float) -> None:
+def _run(jubal: Jubal, listener: socket.socket, grpc: Place | None, new_key: str | None, began_s: float) -> None:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(jubal, listener, new_key, began_s))
+        runner.run(_serve(jubal, listener, grpc, new_key, began_s))
     with _whoever_reads():
         print("Stopped.", flush=True)
 
@@ -203,12 +245,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _serve(jubal: Jubal, listener: socket.socket, new_key: str | None, began_s: float) -> None:
+async def _serve(
+    jubal: Jubal, listener: socket.socket, grpc: Place | None, new_key: str | None, began_s: float
+) -> None:
     from jubal import app
 
     kept = None if new_key else await _kept_key(jubal)
     shown = _Shown(jubal, listener.getsockname()[1], new_key, kept, began_s)
-    await app.serve(jubal, listener, on_ready=shown.ready)
+    await app.serve(jubal, listener, grpc=grpc, on_ready=shown.ready)
 
 
 async def _kept_key(jubal: Jubal) -> str | None:
@@ -244,7 +288,10 @@ class _Shown:
         server = self.jubal.settings.server
         failed = self._failed()
         url = base_url(server.host, self.port)
-        print(f"\nJubal serves {url}\n", flush=True)
+        print(f"\nJubal serves {url}", flush=True)
+        if (grpc := self.jubal.grpc) is not None:
+            print(f"and gRPC on {', '.join(grpc.addresses)}{' with TLS' if grpc.tls else ''}")
+        print(flush=True)
         self._models()
         print(f"\n{self._key()}\n")
         if model := self._model_that_answers():

@@ -43,10 +43,14 @@ class ReasoningItem:
 
 @dataclass(frozen=True, slots=True)
 class ServerItem:
-    """A call of a server tool and how it ended; result: None where the answer ended before it."""
+    """A call of a server tool and how it ended; result: None where the answer ended before it.
+
+    round: the same for calls that the model made together, before it saw what any of them gave.
+    """
 
     call: ServerToolCall
     result: ServerToolResult | None = None
+    round: int = field(default=0, compare=False)
 
 
 Item: TypeAlias = TextItem | ReasoningItem | ToolCall | ServerItem
@@ -80,9 +84,14 @@ class Choice:
         return tuple(item for item in self.items if isinstance(item, ServerItem))
 
     def events(self) -> Iterator[Event]:
-        """Events that fold to this choice: each stretch of text in one piece, each call followed by its result."""
+        """Events that fold to this choice: each stretch of text in one piece, calls made together followed by their results."""
         place, logprobs = 0, self.logprobs
+        results: list[ServerToolResult] = []
+        round = 0
         for item in self.items:
+            if not (isinstance(item, ToolCall) or (isinstance(item, ServerItem) and item.round == round)):
+                yield from results
+                results.clear()
             match item:
                 case TextItem(text):
                     yield TextDelta(text, 0, logprobs)
@@ -92,12 +101,13 @@ class Choice:
                     yield ReasoningDelta(text)
                 case ToolCall():
                     yield item
-                case ServerItem(call, result):
+                case ServerItem(call, result, round):
                     yield call
                     if result is not None:
-                        yield result
+                        results.append(result)
                 case _:
                     assert_never(item)
+        yield from results
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +141,13 @@ class _Open:
     items: list[_Pieces | ToolCall | ServerItem] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     citations: list[Citation] = field(default_factory=list)
+    round: int = 0
+    answered: bool = False
+
+    def call(self, call: ServerToolCall) -> None:
+        self.round += self.answered
+        self.answered = False
+        self.items.append(ServerItem(call, round=self.round))
 
     def add(self, kind: type[TextItem] | type[ReasoningItem], text: str) -> None:
         last = self.items[-1] if self.items else None
@@ -142,7 +159,8 @@ class _Open:
     def end_call(self, result: ServerToolResult) -> None:
         for place, item in enumerate(self.items):
             if isinstance(item, ServerItem) and item.call.id == result.id and item.result is None:
-                self.items[place] = ServerItem(item.call, result)
+                self.items[place] = ServerItem(item.call, result, item.round)
+                self.answered = True
                 return
 
     def close(self, reason: FinishReason) -> Choice:
@@ -170,7 +188,7 @@ class Folder:
             case ToolCall():
                 self._choice(event.choice).items.append(event)
             case ServerToolCall():
-                self._choice(event.choice).items.append(ServerItem(event))
+                self._choice(event.choice).call(event)
             case ServerToolResult():
                 self._choice(event.choice).end_call(event)
             case Citation():

@@ -135,7 +135,7 @@ class Sampling:
     """How to choose tokens. None: the engine's own default.
 
     temperature 0..2; top_p (0, 1]; penalties -2..2; seed: any 64-bit integer, for repeatable answers where the engine can;
-    stop: up to four strings, none empty, that end the answer and are not part of it.
+    stop: up to eight strings, none empty, that end the answer and are not part of it.
     bias: (token id of the engine's own vocabulary, -100..100), added to that token's logit.
     """
 

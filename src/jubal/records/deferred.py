@@ -8,6 +8,7 @@ that is kept.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,10 +30,14 @@ _OPEN: Final = deferred.c.state.in_(("pending", "running"))
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A claimed job. lease: the name of this claim. attempts: claims so far, with this one, that were not given back."""
+    """A claimed job. dialect: who reads its body. lease: the name of this claim.
+
+    attempts: claims so far, with this one, that were not given back.
+    """
 
     request_id: str
     key_id: str
+    dialect: str
     body: bytes
     lease: str
     lease_until_us: int
@@ -52,7 +57,9 @@ class Ended:
     usage: UsageRow | None = None
 
 
-def submit(conn: Connection, *, request_id: str, team_id: str, key_id: str, body: bytes, now_us: int) -> None:
+def submit(
+    conn: Connection, *, request_id: str, team_id: str, key_id: str, dialect: str, body: bytes, now_us: int
+) -> None:
     """Adds a job. Raises `AtCapacity` where too many of the team's wait."""
     waiting = sa.select(deferred.c.request_id).where(deferred.c.team_id == team_id, _OPEN)
     if conn.execute(waiting.offset(WAITING_MAX - 1).limit(1)).first() is not None:
@@ -65,6 +72,7 @@ def submit(conn: Connection, *, request_id: str, team_id: str, key_id: str, body
             request_id=request_id,
             team_id=team_id,
             key_id=key_id,
+            dialect=dialect,
             body=body,
             state="pending",
             created_us=now_us,
@@ -75,15 +83,24 @@ def submit(conn: Connection, *, request_id: str, team_id: str, key_id: str, body
     )
 
 
-def due(conn: Connection, now_us: int) -> bool:
-    """Whether there is a job to claim. Writes nothing, so it can be asked often."""
-    return conn.execute(_claimable(sa.select(deferred.c.request_id), now_us).limit(1)).first() is not None
+def due(conn: Connection, dialects: Collection[str], now_us: int) -> bool:
+    """Whether there is a job of these dialects to claim. Writes nothing, so it can be asked often."""
+    return conn.execute(_claimable(sa.select(deferred.c.request_id), dialects, now_us).limit(1)).first() is not None
 
 
-def claim(conn: Connection, *, jobs_max: int, lease: str, lease_us: int, now_us: int) -> list[Job]:
-    """Takes up to `jobs_max` jobs that nobody works on, the oldest first. lease: a name that no other claim has."""
-    columns = sa.select(deferred.c.request_id, deferred.c.key_id, deferred.c.body, deferred.c.attempts)
-    oldest = _claimable(columns, now_us).order_by(deferred.c.created_us, deferred.c.request_id).limit(jobs_max)
+def claim(
+    conn: Connection, *, dialects: Collection[str], jobs_max: int, lease: str, lease_us: int, now_us: int
+) -> list[Job]:
+    """Takes up to `jobs_max` jobs of these dialects that nobody works on, the oldest first.
+
+    lease: a name that no other claim has.
+    """
+    columns = sa.select(
+        deferred.c.request_id, deferred.c.key_id, deferred.c.dialect, deferred.c.body, deferred.c.attempts
+    )
+    oldest = (
+        _claimable(columns, dialects, now_us).order_by(deferred.c.created_us, deferred.c.request_id).limit(jobs_max)
+    )
     # On SQLite there is no FOR UPDATE and no need of it: one writer at a time, and this transaction is one.
     found = conn.execute(oldest.with_for_update(skip_locked=True)).all()
     until = now_us + lease_us
@@ -93,7 +110,9 @@ def claim(conn: Connection, *, jobs_max: int, lease: str, lease_us: int, now_us:
             .where(deferred.c.request_id.in_([row.request_id for row in found]))
             .values(state="running", lease=lease, lease_until_us=until, attempts=deferred.c.attempts + 1)
         )
-    return [Job(row.request_id, row.key_id, bytes(row.body), lease, until, row.attempts + 1) for row in found]
+    return [
+        Job(row.request_id, row.key_id, row.dialect, bytes(row.body), lease, until, row.attempts + 1) for row in found
+    ]
 
 
 def renew(conn: Connection, job: Job, *, lease_us: int, now_us: int) -> int | None:
@@ -124,17 +143,17 @@ def finish(conn: Connection, job: Job, ended: Ended) -> bool:
     return bool(kept)
 
 
-def state(conn: Connection, request_id: str, team_id: str, now_us: int) -> str | None:
-    """The state of a team's job; None where it has no such job, or none that is not expired."""
-    found: str | None = conn.scalar(sa.select(deferred.c.state).where(*_of(request_id, team_id, now_us)))
+def state(conn: Connection, request_id: str, team_id: str, dialect: str, now_us: int) -> str | None:
+    """The state of a team's job; None where it has no such job of this dialect, or none that is not expired."""
+    found: str | None = conn.scalar(sa.select(deferred.c.state).where(*_of(request_id, team_id, dialect, now_us)))
     return found
 
 
-def take(conn: Connection, request_id: str, team_id: str, now_us: int) -> Ended | None:
+def take(conn: Connection, request_id: str, team_id: str, dialect: str, now_us: int) -> Ended | None:
     """Hands out how a job ended and forgets the job. None where there is nothing (any more) to hand out."""
     ended = (
         sa.select(deferred.c.state, deferred.c.status, deferred.c.result)
-        .where(*_of(request_id, team_id, now_us), deferred.c.state.in_(("done", "failed")))
+        .where(*_of(request_id, team_id, dialect, now_us), deferred.c.state.in_(("done", "failed")))
         .with_for_update()
     )
     row = conn.execute(ended).one_or_none()
@@ -150,13 +169,22 @@ def sweep(conn: Connection, now_us: int) -> int:
     return conn.execute(deferred.delete().where(deferred.c.expires_us <= now_us, ~runs)).rowcount
 
 
-def _claimable(query: sa.Select[tuple[object, ...]], now_us: int) -> sa.Select[tuple[object, ...]]:
-    return query.where(_OPEN, deferred.c.lease_until_us <= now_us, deferred.c.expires_us > now_us)
+def _claimable(
+    query: sa.Select[tuple[object, ...]], dialects: Collection[str], now_us: int
+) -> sa.Select[tuple[object, ...]]:
+    return query.where(
+        deferred.c.dialect.in_(dialects), _OPEN, deferred.c.lease_until_us <= now_us, deferred.c.expires_us > now_us
+    )
 
 
 def _held(job: Job) -> tuple[sa.ColumnElement[bool], ...]:
     return deferred.c.request_id == job.request_id, deferred.c.state == "running", deferred.c.lease == job.lease
 
 
-def _of(request_id: str, team_id: str, now_us: int) -> tuple[sa.ColumnElement[bool], ...]:
-    return deferred.c.request_id == request_id, deferred.c.team_id == team_id, deferred.c.expires_us > now_us
+def _of(request_id: str, team_id: str, dialect: str, now_us: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        deferred.c.request_id == request_id,
+        deferred.c.team_id == team_id,
+        deferred.c.dialect == dialect,
+        deferred.c.expires_us > now_us,
+    )

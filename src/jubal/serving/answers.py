@@ -14,7 +14,7 @@ from jubal.core.events import Event, Finished
 from jubal.core.fold import Folder
 from jubal.records import answers
 from jubal.serving.pipeline import Admitted
-from jubal.wire.base import KeptAsked
+from jubal.wire.base import Recorded
 
 SWEEP_US: Final = 600 * 1_000_000
 
@@ -43,7 +43,7 @@ class Answers:
             raise _not_found(identity, "response_id")
 
     async def kept(
-        self, events: AsyncGenerator[Event, None], asked: KeptAsked, admitted: Admitted
+        self, events: AsyncGenerator[Event, None], asked: Recorded, admitted: Admitted
     ) -> AsyncGenerator[Event, None]:
         """The same events; the answer is in the store before its last event is passed on."""
         folder = Folder()

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
-from typing import Final
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Final, Protocol, TypeAlias
 
 import structlog
 
@@ -22,11 +22,13 @@ from jubal.accounts.limits import Ticket
 from jubal.accounts.store import Store
 from jubal.accounts.usage import UsageRow
 from jubal.core.errors import AtCapacity, InternalError, JubalError, NotFound, StoreUnavailable
+from jubal.core.events import Event
 from jubal.core.fold import fold
 from jubal.records import deferred
 from jubal.records.deferred import Ended, Job
+from jubal.serving.answers import Answers
 from jubal.serving.pipeline import Admitted, Pipeline
-from jubal.wire.base import Dialect
+from jubal.wire.base import ErrorReply, KeptWhole, WholeAsked, WholeDialect
 
 log = structlog.get_logger("jubal.deferred")
 
@@ -46,17 +48,60 @@ FINISH_PAUSES_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 5.0)
 """An answer is there and the store is not: worth some patience, as all the work would have to be done again."""
 
 
+Events: TypeAlias = AsyncGenerator[Event, None]
+
+
+class Line(Protocol):
+    """The deferred requests of one dialect."""
+
+    endpoint: str
+
+    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Events, Admitted], Events]]:
+        """The request, and what its events go through on their way. Raises `BadRequest`."""
+        ...
+
+    def error(self, error: JubalError) -> ErrorReply: ...
+
+
+class PlainLine:
+    """Of a dialect that keeps no answers."""
+
+    def __init__(self, dialect: WholeDialect) -> None:
+        self.endpoint = dialect.endpoint
+        self.error = dialect.error
+        self._dialect = dialect
+
+    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Events, Admitted], Events]]:
+        return self._dialect.parse(body), lambda events, admitted: events
+
+
+class KeptLine:
+    """Of a dialect whose answers can be kept beside."""
+
+    def __init__(self, dialect: KeptWhole, answers: Answers) -> None:
+        self.endpoint = dialect.endpoint
+        self.error = dialect.error
+        self._dialect = dialect
+        self._answers = answers
+
+    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Events, Admitted], Events]]:
+        asked = self._dialect.parse(body)
+        if not asked.keep:
+            return asked, lambda events, admitted: events
+        return asked, lambda events, admitted: self._answers.kept(events, asked, admitted)
+
+
 class Deferred:
     """Made without I/O; `start` before jobs run, `stop` before the pipeline and the store end. Belongs to one event loop.
 
-    dialect: reads the jobs' bodies and renders their answers. now_us: microseconds since 1970.
+    lines: by the dialects' names in the store, each made at the first job of its dialect. now_us: microseconds since 1970.
     """
 
     def __init__(
         self,
         store: Store,
         pipeline: Pipeline,
-        dialect: Dialect,
+        lines: Mapping[str, Callable[[], Line]],
         *,
         running_max: int = RUNNING_MAX,
         poll_s: float = POLL_S,
@@ -66,7 +111,8 @@ class Deferred:
     ) -> None:
         self._store = store
         self._pipeline = pipeline
-        self._dialect = dialect
+        self._lines = lines
+        self._made: dict[str, Line] = {}
         self._running_max = running_max
         self._poll_s = poll_s
         self._lease_s = lease_s
@@ -81,7 +127,7 @@ class Deferred:
 
     # ------------------------------------------------------------------------------------------ for callers
 
-    async def submit(self, admitted: Admitted, body: bytes) -> None:
+    async def submit(self, admitted: Admitted, dialect: str, body: bytes) -> None:
         """Returns when the job is durable. Raises `AtCapacity`, `OutOfCredit`, `StoreUnavailable`."""
         kept = False
         self._hold(admitted)  # before the job can be claimed
@@ -92,6 +138,7 @@ class Deferred:
                 request_id=admitted.request_id,
                 team_id=admitted.caller.team_id,
                 key_id=admitted.caller.key_id,
+                dialect=dialect,
                 body=body,
                 now_us=self._now_us(),
             )
@@ -116,18 +163,20 @@ class Deferred:
             over.cancel()
             self._pipeline.put_off(ticket, 0 if used_tokens is None else taken - used_tokens)
 
-    async def fetch(self, caller: Caller, request_id: str) -> tuple[int, bytes]:
+    async def fetch(self, caller: Caller, dialect: str, request_id: str) -> tuple[int, bytes]:
         """The status and body to answer with: 202 and none until the job has ended; after that what it ended with, once.
+
+        dialect: in whose words it was asked for, and is answered.
 
         Raises `NotFound` for what was never there, is gone, or belongs to another team.
         """
         now_us = self._now_us()
-        state = await self._store.run_read(deferred.state, request_id, caller.team_id, now_us)
+        state = await self._store.run_read(deferred.state, request_id, caller.team_id, dialect, now_us)
         if state in ("pending", "running"):
             return 202, b""
         ended = None
         if state is not None:
-            ended = await self._store.run(deferred.take, request_id, caller.team_id, now_us)
+            ended = await self._store.run(deferred.take, request_id, caller.team_id, dialect, now_us)
         if ended is None:
             raise NotFound(
                 f"There is no deferred completion `{request_id}`: it was fetched already, has expired, or never was.",
@@ -177,10 +226,11 @@ class Deferred:
             await self._store.run(deferred.sweep, now_us)
             self._sweep_at_us = now_us + int(SWEEP_S * 1e6)
         room = self._running_max - len(self._running)
-        if room <= 0 or not await self._store.run_read(deferred.due, now_us):
+        if room <= 0 or not await self._store.run_read(deferred.due, list(self._lines), now_us):
             return
         claimed = await self._store.run(
             deferred.claim,
+            dialects=list(self._lines),
             jobs_max=room,
             lease=str(uuid.uuid4()),
             lease_us=self._lease_us,
@@ -229,6 +279,7 @@ class Deferred:
 
     async def _attempt(self, job: Job, row: _Kept) -> Ended:
         """How the job ended. Raises `AtCapacity` and `StoreUnavailable`, which are no end: it can go on later."""
+        line = self._line(job.dialect)
         try:
             if job.attempts > ATTEMPTS_MAX:
                 raise InternalError(
@@ -236,21 +287,27 @@ class Deferred:
                     code="deferred_given_up",
                 )
             caller = await self._store.run_read(keys.caller_of, job.key_id, self._now_us())
-            asked = self._dialect.parse(job.body)
+            asked, through = line.read(job.body)
             row.admitted = admitted = self._pipeline.admit(
-                caller, self._dialect.endpoint, asked.generation, request_id=job.request_id, later=row
+                caller, line.endpoint, asked.generation, request_id=job.request_id, later=row
             )
             if self._pipeline.engines[admitted.model.engine].admission.queued:
                 raise AtCapacity("Others wait for the engine.")
             if self._pipeline.rests(admitted.model):
                 raise AtCapacity("The engine rests after failures.")
-            completion = await fold(self._pipeline.run(admitted))
+            completion = await fold(through(self._pipeline.run(admitted), admitted))
             return Ended("done", 200, asked.whole(completion), row.usage)
         except (AtCapacity, StoreUnavailable):
             raise
         except JubalError as error:
-            reply = self._dialect.error(error)
+            reply = line.error(error)
             return Ended("failed", reply.status, reply.body, row.usage)
+
+    def _line(self, dialect: str) -> Line:
+        line = self._made.get(dialect)
+        if line is None:
+            line = self._made[dialect] = self._lines[dialect]()
+        return line
 
     async def _finish(self, job: Job, ended: Ended) -> None:
         """Raises `StoreUnavailable` where the store stays away."""

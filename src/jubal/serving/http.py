@@ -56,6 +56,8 @@ STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering",
 RESPONSES: Final = "/v1/responses"
 INPUT_ITEMS: Final = "/input_items"
 DEFERRED: Final = "/v1/chat/deferred-completion/"
+DEFERRED_DIALECT: Final = "chat"
+"""The name in the store of the only dialect here with deferred answers."""
 REQUEST_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 WATCH_AFTER_S: Final = 0.03
 """When a request is first watched for a client that leaves; design: the engine's work stops within 0.1 s."""
@@ -347,7 +349,7 @@ class HttpApp:
         request_id = exchange.path.removeprefix(DEFERRED).rstrip("/").lower()
         if not REQUEST_ID.fullmatch(request_id):
             raise BadRequest("`request_id` must be a UUID.", param="request_id", code="invalid_value")
-        status, body = await self._deferred.fetch(caller, request_id)
+        status, body = await self._deferred.fetch(caller, DEFERRED_DIALECT, request_id)
         await exchange.reply(status, body)
 
     async def _identify(self, exchange: Exchange) -> Caller:
@@ -364,7 +366,7 @@ class HttpApp:
             try:
                 asked, admitted, body = await self._admit(exchange, dialect)
                 if asked.deferred:
-                    await self._deferred.submit(admitted, body)
+                    await self._deferred.submit(admitted, DEFERRED_DIALECT, body)
                     await exchange.reply(200, asked.accepted(admitted.request_id), admitted.ticket_headers())
                     return
                 events = self._pipeline.run(admitted)

@@ -20,6 +20,16 @@ class ErrorReply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+class Sealer(Protocol):
+    """Makes text that only this service can read again, and that nobody else can make (xai-api.md 8.8)."""
+
+    def seal(self, text: str) -> str: ...
+
+    def open(self, sealed: str) -> str | None:
+        """None for what this service did not seal."""
+        ...
+
+
 class Renderer(Protocol):
     """Renders one streamed answer: events in, bytes out. The same events give the same bytes."""
 
@@ -48,6 +58,54 @@ class Asked(Protocol):
     def accepted(self, request_id: str) -> bytes:
         """The body that says by which id a deferred answer can be fetched."""
         ...
+
+
+class WholeAsked(Protocol):
+    """A parsed request whose answer is rendered whole."""
+
+    @property
+    def generation(self) -> Generation: ...
+
+    def whole(self, completion: Completion) -> bytes: ...
+
+
+class WholeDialect(Protocol):
+    """What reads a kept request again, and renders its answer or its error."""
+
+    endpoint: str
+
+    def parse(self, body: bytes) -> WholeAsked:
+        """Raises `BadRequest` naming the field at fault."""
+        ...
+
+    def error(self, error: JubalError) -> ErrorReply: ...
+
+
+class Recorded(Protocol):
+    """A request whose answer can be kept."""
+
+    def record(self, completion: Completion) -> bytes:
+        """What is to be kept of the answer."""
+        ...
+
+
+class KeptWholeAsked(WholeAsked, Recorded, Protocol):
+    """A request whose answer is rendered whole, and may be kept."""
+
+    @property
+    def keep(self) -> bool: ...
+
+
+class KeptWhole(Protocol):
+    """A `WholeDialect` whose answers can be kept."""
+
+    endpoint: str
+
+    def parse(self, body: bytes) -> KeptWholeAsked:
+        """Raises `BadRequest` naming the field at fault."""
+        ...
+
+    def error(self, error: JubalError) -> ErrorReply: ...
 
 
 class Dialect(Protocol):

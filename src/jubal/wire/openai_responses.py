@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 
@@ -42,8 +42,8 @@ from jubal.core.generation import (
     Tools,
 )
 from jubal.core.server_tools import ServerTool
-from jubal.wire import openai_errors, server_tools, sse
-from jubal.wire.base import ErrorReply
+from jubal.wire import compaction, openai_errors, server_tools, sse
+from jubal.wire.base import ErrorReply, Sealer
 from jubal.wire.decode import decode, within
 from jubal.wire.openai_chat import (
     EFFORTS,
@@ -59,16 +59,6 @@ from jubal.wire.openai_chat import (
 from jubal.wire.openai_sampling import sampling, tokens_bound
 
 _encode: Final = msgspec.json.Encoder().encode
-
-
-class Sealer(Protocol):
-    """Makes text that only this service can read again, and that nobody else can make (xai-api.md 8.8)."""
-
-    def seal(self, text: str) -> str: ...
-
-    def open(self, sealed: str) -> str | None:
-        """None for what this service did not seal."""
-        ...
 
 
 # ---------------------------------------------------------------------------------------------- the request
@@ -403,9 +393,7 @@ class _Conversation:
         if summary is None:
             raise _wrong(f"{where}.encrypted_content", "was not made by this service, or by another key of it")
         self._close()
-        systems = [message for message in self._messages if message.role in ("system", "developer")]
-        text = f"Summary of the conversation so far:\n{summary}"
-        self._messages = [*systems, Message("user", (TextPart(text),))]
+        self._messages = compaction.shortened(self._messages, summary)
 
     def _close(self) -> None:
         if self._parts or self._calls or self._thoughts:
@@ -972,11 +960,6 @@ class _CompactRequest(msgspec.Struct):
 
 
 _COMPACT: Final = msgspec.json.Decoder(_CompactRequest)
-SUMMARY_TOKENS_MAX: Final = 2048
-_SUMMARISE: Final = (
-    "Write a summary of the conversation so far, for yourself: it will stand in its place when the conversation goes on. Keep "
-    "facts, names, numbers, decisions, and what the user wants. Write the summary only."
-)
 
 
 class CompactAsked:
@@ -992,13 +975,7 @@ class CompactAsked:
         self._sealer = sealer
         self._dropped = len(messages)
         self.deferred = False
-        self.generation = Generation(
-            asked.model,
-            (*messages, Message("user", (TextPart(_SUMMARISE),))),
-            bounds=Bounds(SUMMARY_TOKENS_MAX),
-            live=False,
-            reasoning=None,
-        )
+        self.generation = compaction.summary_of(asked.model, messages)
 
     def renderer(self) -> ResponsesRenderer:
         raise NotImplementedError("a compaction is not streamed")

@@ -35,7 +35,7 @@ class Sampled(Protocol):
     logit_bias: dict[str, float] | None
 
 
-def sampling(asked: Sampled) -> Sampling:
+def sampling(asked: Sampled, stops_max: int = STOPS_MAX) -> Sampling:
     """Raises `BadRequest` naming the first field out of its range."""
     for name, (low, high) in RANGES.items():
         within(name, getattr(asked, name), low, high)
@@ -45,7 +45,7 @@ def sampling(asked: Sampled) -> Sampling:
         asked.frequency_penalty,
         asked.presence_penalty,
         asked.seed,
-        _stops(asked.stop),
+        _stops(asked.stop, stops_max),
         tuple(_bias(token, bias) for token, bias in (asked.logit_bias or {}).items()),
     )
 
@@ -57,12 +57,12 @@ def _bias(token: str, bias: float) -> tuple[int, float]:
     return int(token), bias
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+def _stops(stop: str | list[str] | None, most: int) -> tuple[str, ...]:
     if stop is None:
         return ()
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > STOPS_MAX:
-        raise BadRequest(f"`stop` takes up to {STOPS_MAX} strings, got {len(stops)}.", param="stop", code="too_many")
+    if len(stops) > most:
+        raise BadRequest(f"`stop` takes up to {most} strings, got {len(stops)}.", param="stop", code="too_many")
     if not all(stops):
         raise BadRequest("`stop` must not hold an empty string.", param="stop", code="empty_value")
     return stops
