@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from xai_sdk.proto import chat_pb2, sample_pb2, usage_pb2
 
 from jubal.core.events import (
     Citation,
@@ -32,6 +33,7 @@ from jubal.wire.anthropic_messages import AnthropicMessages
 from jubal.wire.base import Asked
 from jubal.wire.openai_chat import OpenAIChat
 from jubal.wire.openai_responses import OpenAIResponses
+from jubal.wire.xai_grpc.chat import XaiChat
 
 A, B = Source("https://a.test/", "A"), Source("https://b.test/p?q=1", "B")
 START = Started("11111111-2222-4333-8444-555555555555", 1, "grok-4", "fp_0000000000")
@@ -262,14 +264,72 @@ def whole_of_messages(data: bytes) -> dict[str, Any]:
     return message
 
 
-@dataclass(frozen=True)
-class Row:
-    """ask: a parsed request that asks for everything, streamed or not. read: of a whole body. joined: a stream's bytes as one."""
+# ------------------------------------------------------------------------------------------------ gRPC
 
-    ask: Callable[[bool], Asked]
-    read: Callable[[dict[str, Any]], Read]
-    joined: Callable[[bytes], dict[str, Any]]
 
+def read_outputs(outputs: list[Any], usage: Any) -> Read:
+    """The outputs of a transcript, as the official SDK's response reads them."""
+    read = Read()
+    failed: dict[str, bool] = {}
+    for output in outputs:
+        message = output.message
+        if message.role == chat_pb2.ROLE_TOOL:
+            failed[message.tool_calls[0].id] = message.tool_calls[0].status == chat_pb2.TOOL_CALL_STATUS_FAILED
+            continue
+        before = len(read.text)
+        read.text += message.content
+        read.reasoning += message.reasoning_content
+        for call in message.tool_calls:
+            if call.type == chat_pb2.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL:
+                read.calls.append((call.id, call.function.name, json.loads(call.function.arguments)))
+            else:
+                read.served.append((call.function.name, call.id))
+        for note in message.citations:
+            read.cited.append((note.web_citation.url, read.text[before + note.start_index : before + note.end_index]))
+        reason = sample_pb2.FinishReason.Name(output.finish_reason)
+        read.reason = {"REASON_STOP": "stop", "REASON_MAX_LEN": "length", "REASON_TOOL_CALLS": "tool_calls"}[reason]
+    read.served = [(name, "failed" if failed[identity] else "ok") for name, identity in read.served]
+    read.total_tokens, read.cached_tokens = usage.total_tokens, usage.cached_prompt_text_tokens
+    read.cost = usage.cost_in_usd_ticks
+    used = [usage_pb2.ServerSideTool.Name(tool) for tool in usage.server_side_tools_used]
+    read.searches = used.count("SERVER_SIDE_TOOL_WEB_SEARCH")
+    return read
+
+
+def _grpc(stream: bool) -> Any:
+    content = [chat_pb2.Content(text="hi")]
+    asked = chat_pb2.GetCompletionsRequest(
+        model="m",
+        messages=[chat_pb2.Message(role=chat_pb2.ROLE_USER, content=content)],
+        include=[chat_pb2.INCLUDE_OPTION_INLINE_CITATIONS],
+    )
+    return XaiChat(FernetSealer(b"k" * 32), live=stream).parse(asked.SerializeToString())
+
+
+def whole_by_grpc(events: list[Event]) -> Read:
+    body = chat_pb2.GetChatCompletionResponse.FromString(_grpc(False).whole(completion(events)))
+    return read_outputs(list(body.outputs), body.usage)
+
+
+def streamed_by_grpc(events: list[Event]) -> Read:
+    """Chunks put together by the SDK's rules (xai-api.md 23.4)."""
+    whole: dict[int, Any] = {}
+    usage = None
+    for frame in _grpc(True).renderer().frames(events):
+        chunk = chat_pb2.GetChatCompletionChunk.FromString(frame)
+        usage = chunk.usage
+        for piece in chunk.outputs:
+            output = whole.setdefault(piece.index, chat_pb2.CompletionOutput(index=piece.index))
+            output.message.role = piece.delta.role
+            output.message.content += piece.delta.content
+            output.message.reasoning_content += piece.delta.reasoning_content
+            output.message.tool_calls.extend(piece.delta.tool_calls)
+            output.message.citations.extend(piece.delta.citations)
+            output.finish_reason = piece.finish_reason
+    return read_outputs([whole[index] for index in sorted(whole)], usage)
+
+
+# ------------------------------------------------------------------------------------------------ all of them
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -289,10 +349,33 @@ def _messages(stream: bool) -> Asked:
     return AnthropicMessages().parse(json.dumps(body).encode())
 
 
+@dataclass(frozen=True)
+class Row:
+    """How a client reads an answer of these events, whole and streamed."""
+
+    whole: Callable[[list[Event]], Read]
+    streamed: Callable[[list[Event]], Read]
+
+
+def http_row(
+    ask: Callable[[bool], Asked],
+    read: Callable[[dict[str, Any]], Read],
+    joined: Callable[[bytes], dict[str, Any]],
+) -> Row:
+    """ask: a parsed request, streamed or not. read: of a whole body. joined: a stream's bytes as one body."""
+
+    def streamed(events: list[Event]) -> Read:
+        renderer = ask(True).renderer()
+        return read(joined(b"".join(renderer.feed(event) for event in events)))
+
+    return Row(lambda events: read(json.loads(ask(False).whole(completion(events)))), streamed)
+
+
 DIALECTS: dict[str, Row] = {
-    "chat": Row(_chat, read_chat, whole_of_chat),
-    "responses": Row(_responses, read_response, lambda data: dict(frames(data)[-1]["response"])),
-    "messages": Row(_messages, read_message, whole_of_messages),
+    "chat": http_row(_chat, read_chat, whole_of_chat),
+    "responses": http_row(_responses, read_response, lambda data: dict(frames(data)[-1]["response"])),
+    "messages": http_row(_messages, read_message, whole_of_messages),
+    "grpc": Row(whole_by_grpc, streamed_by_grpc),
 }
 
 
@@ -307,15 +390,10 @@ def completion(events: list[Event]) -> Completion:
 @pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_whole(dialect: str, name: str) -> None:
-    row, events = DIALECTS[dialect], SCENARIOS[name]
-    body = json.loads(row.ask(False).whole(completion(events)))
-    assert row.read(body) == expected(events)
+    assert DIALECTS[dialect].whole(SCENARIOS[name]) == expected(SCENARIOS[name])
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_streamed(dialect: str, name: str) -> None:
-    row, events = DIALECTS[dialect], SCENARIOS[name]
-    renderer = row.ask(True).renderer()
-    data = b"".join(renderer.feed(event) for event in events)
-    assert row.read(row.joined(data)) == expected(events)
+    assert DIALECTS[dialect].streamed(SCENARIOS[name]) == expected(SCENARIOS[name])
