@@ -6,7 +6,7 @@ from typing import Final
 
 from jubal.core.generation import Bounds, Generation, Message, TextPart
 
-SUMMARY_TOKENS_MAX: Final = 2048
+SUMMARY_TOKENS_MAX: Final = 512
 _SUMMARISE: Final = (
     "Write a summary of the conversation so far, for yourself: it will stand in its place when the conversation goes on. Keep "
     "facts, names, numbers, decisions, and what the user wants. Write the summary only."
