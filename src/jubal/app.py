@@ -40,7 +40,7 @@ from jubal.serving.http import DEFERRED_DIALECT, HttpApp
 from jubal.serving.images import Fetcher, Images
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
 from jubal.serving.watch import Watch, Watched
-from jubal.tools.base import Starting, ToolFamily, ToolSetupError
+from jubal.tools.base import Reporting, Starting, ToolFamily, ToolSetupError
 from jubal.web.fetch import SafeFetcher
 from jubal.web.guard import AllowList
 from jubal.wire.anthropic_complete import AnthropicComplete
@@ -502,7 +502,9 @@ def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_m
 def health(pipeline: Pipeline) -> tuple[int, bytes]:
     """What GET /health answers (serving/health.py)."""
     status, body = health_of.report(pipeline.engines, pipeline.embedders, pipeline.catalogue, pipeline.embedding_models)
-    return status, msgspec.json.encode({**body, "version": __version__})
+    families = pipeline.toolbox.families.items()
+    tools = {kind: family.status() if isinstance(family, Reporting) else "ready" for kind, family in families}
+    return status, msgspec.json.encode({**body, "tools": tools, "version": __version__})
 
 
 # ---------------------------------------------------------------------------------------------- the running server

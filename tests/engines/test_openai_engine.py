@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
 
 from jubal.core.errors import AtCapacity, BadRequest, EngineBroken, EngineTimeout, EngineUnavailable, JubalError
 from jubal.core.events import EngineEvent, TextDelta, TurnEnded
+from jubal.core.generation import Generation, Message, PastCall, TextPart
 from jubal.core.usage import Usage
-from jubal.engines.openai_compat import OpenAICompatEngine
+from jubal.engines.openai_compat import OpenAICompatEngine, chat_body
 from jubal.testing import check_engine, one_turn
 from tests.fake_upstream import (
     Behaviour,
@@ -185,3 +187,18 @@ async def test_a_timeout_told_in_a_200_body() -> None:
     async with Engine(refuses(200, body), retries=0) as (engine, _, _p):
         with pytest.raises(EngineUnavailable, match="first token"):
             await collect(engine)
+
+
+def test_results_without_ids_are_paired_with_calls_in_order() -> None:
+    calls = (PastCall("c1", "f", "{}"), PastCall("c2", "g", "{}"))
+    messages = (
+        Message("user", (TextPart("hi"),)),
+        Message("assistant", (), calls=calls),
+        Message("tool", (TextPart("one"),)),
+        Message("tool", (TextPart("two"),)),
+        Message("assistant", (), calls=(PastCall("c3", "f", "{}"),)),
+        Message("tool", (TextPart("three"),), tool_call_id="c3"),
+        Message("tool", (TextPart("too many"),)),
+    )
+    body = json.loads(chat_body(Generation("m", messages)))
+    assert [message.get("tool_call_id") for message in body["messages"]] == [None, None, "c1", "c2", None, "c3", None]

@@ -208,3 +208,20 @@ def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]
     if first is not None and first.role in ("system", "developer"):
         return (replace(first, parts=(*first.parts, TextPart("\n\n" + text))), *messages[1:])
     return (Message("system", (TextPart(text),)), *messages)
+
+
+def with_call_ids(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Results of tools that name no call get the calls before them, in order (xai-api.md 6.2): some engines insist on an id."""
+    if not any(message.role == "tool" and message.tool_call_id is None for message in messages):
+        return messages
+    out: list[Message] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message.calls:
+            waiting = [call.id for call in message.calls]
+        elif message.role == "tool":
+            if message.tool_call_id is None and waiting:
+                message = replace(message, tool_call_id=waiting[0])
+            waiting = [identity for identity in waiting if identity != message.tool_call_id]
+        out.append(message)
+    return tuple(out)

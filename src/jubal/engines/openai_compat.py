@@ -52,6 +52,7 @@ from jubal.core.generation import (
     NamedTool,
     TextPart,
     ToolChoice,
+    with_call_ids,
 )
 from jubal.core.tokens import Token
 from jubal.core.usage import Usage
@@ -79,7 +80,10 @@ RETRY_AFTER_S_MAX: Final = 30.0
 def chat_body(turn: Generation, *, extra: Mapping[str, object] | None = None) -> bytes:
     """The body of a chat completion, streamed where the turn is live. extra: further fields that this engine understands."""
     sampling = turn.sampling
-    body: dict[str, object] = {"model": turn.model, "messages": [_message(message) for message in turn.messages]}
+    body: dict[str, object] = {
+        "model": turn.model,
+        "messages": [_message(message) for message in with_call_ids(turn.messages)],
+    }
     if turn.live:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}

@@ -41,11 +41,13 @@ class Health(msgspec.Struct):
     """200 while every model has an engine that answers, be it a fallback; 503 where one has none.
 
     ok: every engine is ready. starting: some are not yet. degraded: some failed, or rest after failures.
+    tools: kinds of server tools that may be asked for, and what each runs on.
     """
 
     status: Literal["ok", "starting", "degraded"]
     version: str
     engines: dict[str, EngineHealth]
+    tools: dict[str, str]
 
 
 class OpenAPIDocument(msgspec.Struct):

@@ -78,3 +78,12 @@ class Starting(Protocol):
     async def start(self) -> None:
         """Begins it and returns soon. Raises `ToolSetupError`."""
         ...
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A family that can tell what it runs on."""
+
+    def status(self) -> str:
+        """One line for /health: no secret, no path of this machine. No I/O."""
+        ...
