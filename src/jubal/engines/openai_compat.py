@@ -12,6 +12,7 @@ import codecs
 import hashlib
 import json
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -57,6 +58,7 @@ from jubal.core.generation import (
 from jubal.core.tokens import Token
 from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus, Weights
+from jubal.engines.quirks import adapted
 from jubal.engines.sse import SSEDecoder
 from jubal.engines.thinking import ThinkSplitter
 
@@ -387,7 +389,10 @@ class ChatDecoder(StreamDecoder[_Choice]):
                 call.arguments += piece.function.arguments or ""
 
     def _whole_calls(self, index: int) -> Iterator[ToolCall]:
-        for owner, number in sorted(key for key in self._calls if key[0] == index):
+        keys = sorted(key for key in self._calls if key[0] == index)
+        if keys and self._reasons[index] == "stop":
+            self._reasons[index] = "tool_calls"  # vLLM and OpenAI say `stop` after a call that the caller named
+        for owner, number in keys:
             call = self._calls.pop((owner, number))
             yield ToolCall(call.id or f"call_{random.randrange(10**8):08d}", call.name, call.arguments or "{}", index)  # noqa: S311
 
@@ -470,6 +475,8 @@ def _reported(status: int, body: bytes, retry_after: str | None = None) -> Jubal
     message, code, numbers = _error_fields(body)
     said = f": {message}" if message else "."
     wait = _seconds(retry_after)
+    if status == 400 and (told := OVER_WINDOW.search(message)) is not None:
+        return ContextTooLong(_over_window(message, told), param="messages", code="context_length_exceeded")
     if code in ("context_length_exceeded", "exceed_context_size_error"):
         return ContextTooLong(_context_message(message, numbers), param="messages", code="context_length_exceeded")
     if status in (400, 413, 422):
@@ -491,6 +498,20 @@ def _context_message(message: str, numbers: dict[str, Any]) -> str:
     if isinstance(prompt, int) and isinstance(window, int):
         return f"The prompt has {prompt} tokens; this model's context window holds {window}."
     return message or "The prompt does not fit into this model's context window."
+
+
+OVER_WINDOW: Final = re.compile(
+    r"maximum context length is (?P<window>\d+) tokens(?:.*?contains (?P<least>at least )?(?P<prompt>\d+) input tokens)?",
+    re.DOTALL,
+)
+"""How vLLM says it, in words alone: it counts no further than one token over its window."""
+
+
+def _over_window(message: str, told: re.Match[str]) -> str:
+    if told["prompt"] is None:
+        return message
+    prompt = f"{told['least'] or ''}{told['prompt']}"
+    return f"The prompt has {prompt} tokens; this model's context window holds {told['window']}."
 
 
 def _error_fields(body: bytes) -> tuple[str, str | None, dict[str, Any]]:
@@ -760,6 +781,8 @@ class OpenAICompatEngine:
 
     def _call(self, turn: Generation) -> tuple[URL, bytes, Callable[[int], Decoder]]:
         """Where a turn goes, as what, and what reads the answer."""
+        if self._facts is not None:
+            turn = adapted(turn, self._facts.owners.get(turn.model))
         if not turn.prompts:
             return self._url, chat_body(turn), ChatDecoder
         from jubal.engines.openai_text import TextDecoder, text_body  # which builds on this module

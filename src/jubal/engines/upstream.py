@@ -32,6 +32,7 @@ class _Model(msgspec.Struct, gc=False):
     max_model_len: int | None = None
     context_length: int | None = None
     context_window: int | None = None
+    owned_by: object = None
 
     @property
     def context(self) -> int | None:
@@ -49,14 +50,16 @@ _decode: Final = msgspec.json.Decoder(_List).decode
 @dataclass(slots=True)
 class UpstreamFacts:
     """What is known of an upstream. models: the names it serves, each with its window in tokens if it tells that; None: it does
-    not list them."""
+    not list them. owners: whose each name is, if it tells that: `vllm` for all that a vLLM serves."""
 
     status: EngineStatus = READY
     models: Mapping[str, int | None] | None = None
     contexts: Mapping[str, int] = field(default_factory=dict)
+    owners: Mapping[str, str] = field(default_factory=dict)
 
-    def learn(self, models: Mapping[str, int | None]) -> None:
+    def learn(self, models: Mapping[str, int | None], owners: Mapping[str, str]) -> None:
         self.models = models
+        self.owners = owners
         self.contexts = {name: context for name, context in models.items() if context is not None}
 
 
@@ -69,6 +72,11 @@ def read_models(body: bytes) -> dict[str, int | None]:
             if name.endswith(LATEST):
                 models.setdefault(name.removesuffix(LATEST), model.context)
     return models
+
+
+def read_owners(body: bytes) -> dict[str, str]:
+    """Whose each name is, where the list tells. Raises `ValueError` for what is no list of models."""
+    return {model.id: model.owned_by for model in _decode(body).data if isinstance(model.owned_by, str)}
 
 
 class UpstreamProbe:
@@ -109,7 +117,7 @@ class UpstreamProbe:
         except (aiohttp.ClientError, OSError):
             return EngineStatus("failed", "The connection to the upstream breaks.")
         try:
-            self.facts.learn(read_models(body))
+            self.facts.learn(read_models(body), read_owners(body))
         except (ValueError, msgspec.MsgspecError, RecursionError):
             return EngineStatus("ready", "The upstream's list of models can't be read: check base_url.")
         return READY
