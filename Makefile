@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve chat fmt lint type test clients bench clean
+.PHONY: help setup serve chat fmt lint type test clients live-vllm bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test: $(VENV)/.dev ## the whole suite, the real model included (ARGS="-k chat" f
 
 clients: $(VENV)/.dev ## only the official SDKs against a started server
 	$(BIN)/python -m pytest tests/clients $(ARGS)
+
+live-vllm: $(VENV)/.dev ## Jubal in front of a real vLLM on this CPU; installs 3.5 GB into .cache/live-vllm once
+	$(BIN)/python -m tests.live.vllm_server
+	$(BIN)/python -m pytest -m live -s tests/live/test_vllm.py $(ARGS)
 
 bench: $(VENV)/.dev ## measure gateway and embedded engine, write bench/results.md (ARGS=--quick)
 	$(BIN)/python bench/run.py $(ARGS)
