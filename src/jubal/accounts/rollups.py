@@ -235,4 +235,5 @@ def totals(
 
 def _total(row: sa.RowMapping) -> Total:
     """PostgreSQL sums whole numbers as decimals; without groups there is a row of nothing where nothing was used."""
-    return Total(**{name: int(value or 0) if name in SUMS else value for name, value in row.items()})
+    values: dict[str, Any] = {name: int(value or 0) if name in SUMS else value for name, value in row.items()}
+    return Total(**values)

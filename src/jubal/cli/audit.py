@@ -97,7 +97,7 @@ def _print(acts: list[Act]) -> None:
 
 
 def _change(act: Act) -> str:
-    before, after = act.before or {}, act.after or {}
+    before, after = dict(act.before or {}), dict(act.after or {})
     if not before or not after:
         name = (after or before).get("name")
         return "" if name is None else str(name)

@@ -301,7 +301,7 @@ def _switch(act: str, text: str, as_json: bool, config_file: Path | None) -> Non
         print(f"The key {key.name} ({key.id}) is {_state(key)}.")
 
 
-def _act(conn: Connection, act: str, text: str, **arguments: Any) -> Key:
+def _act(conn: Connection, /, act: str, text: str, **arguments: Any) -> Key:
     """One of admin.keys' acts on one key."""
     from jubal.admin import keys
 
