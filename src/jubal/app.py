@@ -24,7 +24,7 @@ from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
 from jubal.accounts.tiers import Tiers
-from jubal.admin.billing import UsageBooks
+from jubal.admin.billing import Books
 from jubal.agent.toolbox import ToolBounds, Toolbox
 from jubal.core.model import Catalogue, Model
 from jubal.core.server_tools import ToolKind
@@ -437,6 +437,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     usage_log = GroupCommit(store, usage.record)
     images = Images(image_fetcher(settings))
     credit = Credit(store)
+    tiers = Tiers.configured(settings.tiers)
     pipeline = Pipeline(
         models,
         served,
@@ -448,7 +449,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         images=images,
         toolbox=make_toolbox(settings),
         cache=make_cache(settings.cache),
-        charging=Charging(credit, Tiers.configured(settings.tiers)),
+        charging=Charging(credit, tiers),
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
@@ -466,7 +467,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         deferred=deferred,
         responses=(OpenAIResponses(sealer), Answers(store, "responses")),
         door=door,
-        mounts=(Own(store, door), Management(store, door, pipeline, UsageBooks())),
+        mounts=(Own(store, door), Management(store, door, pipeline, Books(tiers))),
         health=lambda: health(pipeline),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )

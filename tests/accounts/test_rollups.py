@@ -20,6 +20,8 @@ from tests.accounts.conftest import NOW_US, usage_row
 
 BEGIN_US = NOW_US - NOW_US % HOUR_US
 
+TOOL_CALLS = {None: 0, '{"web_search": [2, 50]}': 2, '{"web_search": [1, 5], "mcp": [3, 0]}': 4}
+
 
 def some_rows(count: int, seed: int = 1, name: str = "r") -> list[UsageRow]:
     pick = random.Random(seed)
@@ -32,6 +34,7 @@ def some_rows(count: int, seed: int = 1, name: str = "r") -> list[UsageRow]:
             model=f"m{pick.randrange(2)}",
             status=pick.choice(["ok", "failed", "cancelled"]),
             cached_tokens=pick.choice([None, 3]),
+            tools=pick.choice([None, '{"web_search": [2, 50]}', '{"web_search": [1, 5], "mcp": [3, 0]}']),
             cost_in_usd_ticks=pick.randrange(10**9),
         )
         for n in range(count)
@@ -49,7 +52,7 @@ def expected(rows: list[UsageRow]) -> list[tuple[Any, ...]]:
         cell = cells.setdefault((row.created_us // HOUR_US * HOUR_US, row.team_id, row.key_id, row.model), [0] * 10)
         values = (
             1, row.status == "failed", row.status == "cancelled", row.prompt_tokens, row.cached_tokens or 0,
-            row.completion_tokens, row.reasoning_tokens, 0, row.cost_in_usd_ticks, row.latency_us,
+            row.completion_tokens, row.reasoning_tokens, TOOL_CALLS[row.tools], row.cost_in_usd_ticks, row.latency_us,
         )  # fmt: skip
         for index, value in enumerate(values):
             cell[index] += value
@@ -224,7 +227,7 @@ def test_a_store_of_before_has_its_sums_counted(sqlite_url: str, monkeypatch: py
             config = Config(attributes={"connection": conn})
             where = store_module.__file__.replace("store.py", "migrations")
             config.set_main_option("script_location", where)
-            command.downgrade(config, "0003")
+            command.downgrade(config, "0004")
 
         store.transact(back)
     with Store.open(sqlite_url) as store:

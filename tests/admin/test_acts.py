@@ -13,20 +13,23 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jubal import admin as package
-from jubal.accounts import audit, keys, rollups, tables, teams, usage
+from jubal.accounts import audit, keys, prices, rollups, tables, teams, usage
 from jubal.accounts.acl import Acl
+from jubal.accounts.prices import PriceTerms
 from jubal.accounts.store import Store
-from jubal.admin import actor, analytics, billing, log
+from jubal.accounts.tiers import Tiers
+from jubal.admin import actor, analytics, billing, credits, log
 from jubal.admin import keys as admin_keys
 from jubal.admin import teams as admin_teams
 from jubal.admin import usage as admin_usage
 from jubal.admin.actor import Actor
-from jubal.admin.billing import UsageBooks
+from jubal.admin.billing import Books
 from jubal.core.errors import BadRequest, JubalError, NotAllowed, NotFound
 from tests.accounts.conftest import NOW_US, usage_row
 
+TERMS = PriceTerms(input=3)
 LATER_US = NOW_US + 1_000_000
-BOOKS = UsageBooks()
+BOOKS = Books(Tiers())
 
 
 class World:
@@ -39,6 +42,7 @@ class World:
         self.key = self.new_key(self.red)
         self.boss = self.new_key(self.red, management=True)
         self.other = self.new_key(self.blue)
+        prices.put(conn, self.red, "m", TERMS, now_us=NOW_US)
         usage.record(conn, [usage_row(1, team_id=self.red, key_id=self.key)])
         self.operator = actor.operator(conn, "me")
         self.manager = Actor("key", self.boss, "boss", self.red, Acl.parse_management(["team-token:endpoint:*"]))
@@ -64,6 +68,15 @@ ACTS: dict[str, tuple[Call, bool]] = {
     "teams.change": (lambda w, who: admin_teams.change(w.conn, who, w.red, blocked=True, now_us=LATER_US), False),
     "usage.recount": (lambda w, who: admin_usage.recount(w.conn, who, 0, 2**62, now_us=LATER_US), False),
     "billing.set_info": (lambda w, who: billing.set_info(w.conn, who, w.red, {"name": "x"}, now_us=LATER_US), True),
+    "credits.move": (lambda w, who: credits.move(w.conn, who, "add", w.red, 5, now_us=LATER_US), False),
+    "credits.set_price": (lambda w, who: credits.set_price(w.conn, who, w.red, "*", TERMS, now_us=LATER_US), False),
+    "credits.remove_price": (lambda w, who: credits.remove_price(w.conn, who, w.red, "m", now_us=LATER_US), False),
+}
+LOGGED_AS = {
+    "teams.change": "teams.block",
+    "credits.move": "credits.add",
+    "credits.set_price": "prices.set",
+    "credits.remove_price": "prices.remove",
 }
 READS: dict[str, tuple[Call, bool]] = {
     "keys.listing": (lambda w, who: admin_keys.listing(w.conn, who, team_id=w.red), True),
@@ -77,7 +90,7 @@ READS: dict[str, tuple[Call, bool]] = {
     "log.listing": (lambda w, who: log.listing(w.conn, who, team_id=w.red), True),
     "billing.preview": (lambda w, who: billing.preview(w.conn, who, BOOKS, w.red, now_us=NOW_US), True),
     "billing.invoices": (lambda w, who: billing.invoices(w.conn, who, BOOKS, w.red, now_us=NOW_US), True),
-    "billing.limit": (lambda w, who: billing.limit(w.conn, who, BOOKS, w.red, now_us=NOW_US), True),
+    "billing.limit": (lambda w, who: billing.limit(w.conn, who, BOOKS, w.red), True),
     "billing.prepaid": (lambda w, who: billing.prepaid(w.conn, who, BOOKS, w.red, now_us=NOW_US), True),
     "billing.payment_methods": (lambda w, who: billing.payment_methods(w.conn, who, w.red), True),
     "billing.info": (lambda w, who: billing.info(w.conn, who, w.red), True),
@@ -149,9 +162,9 @@ def test_an_act_leaves_one_line_and_no_secret(store: Store, name: str) -> None:
         made = ACTS[name][0](world, world.operator)
         assert content(world.conn) != before or name in ("keys.enable", "keys.unblock", "usage.recount")
         (line,) = audit.listing(world.conn)
-        assert line.action == {"teams.change": "teams.block"}.get(name, name)
+        assert line.action == LOGGED_AS.get(name, name)
         assert (line.actor_kind, line.actor_name, line.created_us) == ("operator", "me", LATER_US)
-        if isinstance(made, tuple):
+        if name in ("keys.create", "keys.rotate"):
             assert made[1] not in str(line)
         digests = world.conn.scalars(sa.select(tables.api_keys.c.digest))
         assert not any(digest in str(line) for digest in digests)

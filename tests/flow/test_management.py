@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -308,7 +309,13 @@ def test_usage_is_summed(managed: Managed) -> None:
     (row,) = managed.server.command("usage", "--by", "model", "--key", made["apiKeyId"])
     assert (row["requests"], row["cost_in_usd_ticks"]) == (3, sum(costs))
     preview = managed.ok("GET", "/v1/billing/teams/{team_id}/postpaid/invoice/preview", answers="InvoicePreview")
-    assert [line["description"] for line in preview["coreInvoice"]["lines"]] == ["grok-4"]
+    assert {"grok-4 input tokens", "grok-4 output tokens"} <= {
+        line["description"] for line in preview["coreInvoice"]["lines"]
+    }
+    managed.server.command("credits", "add", "--team", managed.team, "--usd", "25")
+    balance = managed.ok("GET", "/v1/billing/teams/{team_id}/prepaid/balance", answers="PrepaidBalance")
+    assert balance["total"] == {"val": "-2500"}, "the sign is inverted"
+    assert [(one["changeOrigin"], one["amount"]) for one in balance["changes"]] == [("PURCHASE", {"val": "-2500"})]
     managed.ok("GET", "/v1/billing/teams/{team_id}/invoices", answers="InvoiceList")
     managed.ok("GET", "/v1/billing/teams/{team_id}/prepaid/balance", answers="PrepaidBalance")
     managed.ok("GET", "/v1/billing/teams/{team_id}/postpaid/spending-limits", answers="SpendingLimits")
@@ -443,3 +450,28 @@ def test_old_secrets_end_with_their_overlap(tmp_path: Path) -> None:
         status, answer = until_refused(lambda: ask(made["key"]), 3)
         assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
         assert ask(rotated["key"])[0] == 200
+
+
+def test_wrong_keys_are_slowed_down_and_good_ones_are_not(tmp_path: Path) -> None:
+    """A good key that comes from the same address, for the first time, in the middle of an attack."""
+    config = "[server]\nwrong_key_delay_s = 30\n" + ECHO
+    with running(tmp_path / "home", config=config) as server:
+        fresh = server.command("keys", "create", "--name", "fresh")["key"]
+
+        def guess(number: int) -> tuple[int, Any]:
+            status, _, answer = server.request("GET", "/v1/models", key=f"xai-wrong{number}", timeout=100)
+            return status, answer["error"]["code"]
+
+        assert {guess(n) for n in range(20)} == {(401, "invalid_api_key")}
+        with ThreadPoolExecutor(60) as pool:
+            guesses = [pool.submit(guess, n) for n in range(20, 80)]
+            until = time.monotonic() + 20
+            while sum(one.done() for one in guesses) < 30 and time.monotonic() < until:
+                time.sleep(0.05)  # most are refused at once, as so many are held back already
+            refused = [one.result() for one in guesses if one.done()]
+            assert (429, "too_many_wrong_keys") in refused
+            assert sum(not one.done() for one in guesses) >= 1, "some are held back"
+            status, _, _ = server.request("POST", "/v1/chat/completions", CHAT, key=fresh)
+            assert status == 200
+            assert sum(not one.done() for one in guesses) >= 1, "the good key did not wait for them"
+            server.kill()

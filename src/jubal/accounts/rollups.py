@@ -6,6 +6,7 @@ before, its hour is counted anew from the rows, which is exact whatever happened
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
@@ -105,10 +106,15 @@ def _of_row(row: UsageRow) -> list[int]:
         row.cached_tokens or 0,
         row.completion_tokens,
         row.reasoning_tokens,
-        0,
+        0 if row.tools is None else tool_calls(row.tools),
         row.cost_in_usd_ticks,
         row.latency_us,
     ]
+
+
+def tool_calls(tools: str) -> int:
+    """All calls that `UsageRow.tools` tells of."""
+    return sum(calls for calls, _ in json.loads(tools).values())
 
 
 def _upsert(conn: Connection, values: list[tuple[Any, ...]], *, change: str = _ADDING) -> None:
@@ -135,14 +141,17 @@ def recount(conn: Connection, cells: Iterable[Cell]) -> None:
 
 
 def _counted(conn: Connection, cell: Cell) -> dict[str, int]:
-    rows = sa.select(*_SUMS_OF_ROWS).where(
+    mine = (
         usage.c.key_id == cell.key_id,
         usage.c.created_us >= cell.hour_us,
         usage.c.created_us < cell.hour_us + HOUR_US,
         usage.c.team_id == cell.team_id,
         usage.c.model == cell.model,
     )
-    return {name: int(value or 0) for name, value in conn.execute(rows).mappings().one().items()}
+    sums = conn.execute(sa.select(*_SUMS_OF_ROWS).where(*mine)).mappings().one()
+    tools = conn.scalars(sa.select(usage.c.tools).where(*mine, usage.c.tools.is_not(None)))
+    calls = sum(tool_calls(text) for text in tools if text)
+    return {"tool_calls": calls, **{name: int(value or 0) for name, value in sums.items()}}
 
 
 def _is(cell: Cell) -> list[sa.ColumnElement[bool]]:

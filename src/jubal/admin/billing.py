@@ -1,23 +1,26 @@
-"""What a team has used in a month, has paid and may spend, as far as this server knows.
-
-`Books` is the seam: what keeps accounts answers it. `UsageBooks` knows only what was used.
-"""
+"""What a team has used in a month, has paid and may spend: the ledger, as the management API tells it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import rollups, teams
+from jubal.accounts import invoices as ledger_invoices
+from jubal.accounts import ledger, teams
 from jubal.accounts.tables import billing_info
+from jubal.accounts.tiers import Tiers
 from jubal.admin.actor import Actor, note
 from jubal.core.errors import BadRequest, NotFound
+
+ChangeKind: TypeAlias = Literal["purchase", "spend", "refund", "manual"]
+KINDS: Final[dict[str, ChangeKind]] = {"purchase": "purchase", "refund": "refund"}
+CHANGES_MAX: Final = 1_000
+SPENT_MONTHS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Change:
     """What moved prepaid credit. ticks: below zero where it was used or paid back."""
 
     id: str
-    kind: Literal["purchase", "spend", "refund", "manual"]
+    kind: ChangeKind
     ticks: int
     created_us: int
 
@@ -64,48 +67,50 @@ class Prepaid:
     changes: tuple[Change, ...] = ()
 
 
-class Books(Protocol):
-    """Reads accounts. None of its methods changes anything."""
+class Books:
+    """Reads the ledger, and changes nothing. tiers: how far teams may go."""
 
-    def bill(self, conn: Connection, team_id: str, month: int) -> Bill: ...
+    def __init__(self, tiers: Tiers) -> None:
+        self._tiers = tiers
+
+    def bill(self, conn: Connection, team_id: str, month: int) -> Bill:
+        found = ledger_invoices.build(conn, team_id, month)
+        lines = tuple(
+            Line(f"{line.model} {line.what}".strip(), line.what.rpartition(" ")[2], line.quantity, line.ticks)
+            for line in found.lines
+        )
+        return Bill(team_id, month, lines, found.total, found.from_grant, found.from_prepaid)
 
     def months(self, conn: Connection, team_id: str) -> list[int]:
         """Months in which anything was used or paid, oldest first."""
-        ...
-
-    def prepaid(self, conn: Connection, team_id: str, now_us: int) -> Prepaid: ...
-
-    def limit(self, conn: Connection, team_id: str, now_us: int) -> int | None:
-        """Ticks that the team may use in a month beyond its credit; None for no limit."""
-        ...
-
-
-class UsageBooks:
-    """`Books` that know what was used, and of no credit: everything is due, nothing is bounded."""
-
-    def bill(self, conn: Connection, team_id: str, month: int) -> Bill:
-        used = rollups.totals(conn, ["model"], first_us(month), first_us(next_month(month)), team_id=team_id)
-        lines = tuple(
-            Line(
-                str(one.model),
-                "tokens",
-                one.prompt_tokens + one.completion_tokens + one.reasoning_tokens,
-                one.cost_in_usd_ticks,
-            )
-            for one in used
-            if one.cost_in_usd_ticks
-        )
-        return Bill(team_id, month, lines, sum(line.ticks for line in lines))
-
-    def months(self, conn: Connection, team_id: str) -> list[int]:
-        days = rollups.totals(conn, ["day"], 0, 2**62, team_id=team_id)
-        return sorted({month_of(one.begin_us or 0) for one in days if one.cost_in_usd_ticks})
+        return ledger_invoices.months(conn, team_id)
 
     def prepaid(self, conn: Connection, team_id: str, now_us: int) -> Prepaid:
-        return Prepaid(0)
+        """What requests used is one change for each month, dated at its end, or now."""
+        changes = [
+            Change(
+                one.id,
+                KINDS.get(one.kind, "manual"),
+                one.ticks if one.credit == "prepaid" else -one.ticks,
+                one.created_us,
+            )
+            for one in ledger.history(conn, team_id, limit=CHANGES_MAX, usage=False)
+            if "prepaid" in (one.credit, one.debit)
+        ]
+        for month in self.months(conn, team_id)[-SPENT_MONTHS:]:
+            end_us = ledger.first_us(ledger.next_month(month))
+            spent = ledger.sums(conn, team_id, ledger.first_us(month), end_us).get(("usage", "prepaid"), 0)
+            if spent:
+                changes.append(Change(f"spend:{team_id}:{month}", "spend", -spent, min(end_us, now_us)))
+        changes.sort(key=lambda change: change.created_us, reverse=True)
+        return Prepaid(ledger.read(conn, team_id).prepaid, tuple(changes))
 
-    def limit(self, conn: Connection, team_id: str, now_us: int) -> int | None:
-        return None
+    def limit(self, conn: Connection, team_id: str) -> int | None:
+        """Ticks that the team may owe; None for no limit."""
+        team = teams.get(conn, team_id)
+        tier = self._tiers.get(team.tier)
+        terms = None if tier is None else tier.terms(team.prepaid)
+        return None if terms is None else terms.cap
 
 
 # -------------------------------------------------------------------------------------------------------------- acts
@@ -114,7 +119,7 @@ class UsageBooks:
 def preview(conn: Connection, actor: Actor, books: Books, team_id: str, *, now_us: int) -> tuple[Bill, int | None]:
     """The bill of this month so far, and the limit. Raises `NotAllowed`, `NotFound`."""
     _allow(conn, actor, "GetAmountToPay", team_id)
-    return books.bill(conn, team_id, month_of(now_us)), books.limit(conn, team_id, now_us)
+    return books.bill(conn, team_id, ledger.month_of(now_us)), books.limit(conn, team_id)
 
 
 def invoices(
@@ -122,13 +127,13 @@ def invoices(
 ) -> list[Bill]:
     """The bills of the months that are over, newest first. since: months from this one on; only: this one."""
     _allow(conn, actor, "ListInvoices", team_id)
-    months = [month for month in books.months(conn, team_id) if since <= month < month_of(now_us)]
+    months = [month for month in books.months(conn, team_id) if since <= month < ledger.month_of(now_us)]
     return [books.bill(conn, team_id, month) for month in reversed(months) if only in (None, month)]
 
 
-def limit(conn: Connection, actor: Actor, books: Books, team_id: str, *, now_us: int) -> int | None:
+def limit(conn: Connection, actor: Actor, books: Books, team_id: str) -> int | None:
     _allow(conn, actor, "GetSpendingLimits", team_id)
-    return books.limit(conn, team_id, now_us)
+    return books.limit(conn, team_id)
 
 
 def prepaid(conn: Connection, actor: Actor, books: Books, team_id: str, *, now_us: int) -> Prepaid:
@@ -176,23 +181,6 @@ def _allow(conn: Connection, actor: Actor, call: str, team_id: str) -> None:
     actor.demand(call)
     actor.demand_team(team_id)
     teams.get(conn, team_id)
-
-
-# ------------------------------------------------------------------------------------------------------------ months
-
-
-def month_of(us: int) -> int:
-    """The UTC month of a moment, as 202611."""
-    moment = datetime.fromtimestamp(us // 1_000_000, UTC)
-    return moment.year * 100 + moment.month
-
-
-def first_us(month: int) -> int:
-    return int(datetime(month // 100, month % 100, 1, tzinfo=UTC).timestamp()) * 1_000_000
-
-
-def next_month(month: int) -> int:
-    return month + 1 if month % 100 < 12 else month + 89
 
 
 def no_payment(conn: Connection, actor: Actor, call: str, team_id: str) -> NotFound:

@@ -140,9 +140,7 @@ def _changed(conn: Connection, name: str, blocked: bool | None, prepaid: bool | 
     from jubal.admin import teams
 
     team_id = known.by_name_or_id(conn, name).id
-    return teams.change(
-        conn, operator(conn), team_id, blocked=blocked, prepaid=prepaid, tier=tier, now_us=now_us()
-    )
+    return teams.change(conn, operator(conn), team_id, blocked=blocked, prepaid=prepaid, tier=tier, now_us=now_us())
 
 
 def _say(team: Team, as_json: bool) -> None:
@@ -160,6 +158,7 @@ def check_tier(settings: config.Settings, name: str) -> None:
     names = Tiers.configured(settings.tiers).names
     if name not in names:
         raise CommandError(f"There is no tier `{name}`. Tiers: {', '.join(names)}.")
+
 
 def _listing(conn: Connection) -> list[Team]:
     from jubal.admin import teams

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from jubal.accounts import keys, teams
+from jubal.accounts import keys, ledger, teams
 from jubal.accounts.acl import ENDPOINTS
 from jubal.accounts.audit import Act
 from jubal.accounts.keys import Key
@@ -143,7 +143,7 @@ class Own(Routes):
 
 
 class Management(Routes):
-    """For management keys. books: what is known of credit. now_us: microseconds since 1970."""
+    """For management keys. books: what the ledger says. now_us: microseconds since 1970."""
 
     def __init__(
         self,
@@ -416,7 +416,7 @@ class Management(Routes):
 
     async def _limits(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
-        limit = await self._read(billing.limit, who, self._books, team_id, now_us=self._now_us())
+        limit = await self._read(billing.limit, who, self._books, team_id)
         val = None if limit is None else wire.Cents(wire.cents(limit))
         await _answer(exchange, wire.SpendingLimits(wire.Limits(val, val, None, val)))
 
@@ -712,7 +712,7 @@ def _invoice(bill: Bill) -> wire.Invoice:
         team_id=bill.team_id,
         invoice_id=f"{bill.team_id}:{name}",
         invoice_number=name,
-        create_time=wire.stamp(billing.first_us(billing.next_month(bill.month))),
+        create_time=wire.stamp(ledger.first_us(ledger.next_month(bill.month))),
         invoice_status="PENDING" if bill.due else "PAID",
         billing_cycle=_cycle(bill.month),
         lines=_lines(bill),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -68,6 +70,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_usage_hours_team_id_hour_us", "usage_hours", ["team_id", "hour_us"])
     op.execute(COUNT_WHAT_IS_THERE)
+    _count_tools()
     _audit()
     op.create_table(
         "billing_info",
@@ -78,6 +81,25 @@ def upgrade() -> None:
     )
     # Until now nobody looked at the ACLs of management keys; they are of their own kind (xai-api.md 2.2).
     op.execute("""UPDATE api_keys SET acls = '["team-token:endpoint:*"]' WHERE management""")
+
+
+def _count_tools() -> None:
+    """The calls are in JSON, which the two databases read in different ways."""
+    bind = op.get_bind()
+    calls: dict[tuple[object, ...], int] = {}
+    rows = bind.execute(
+        sa.text(
+            "SELECT created_us - created_us % 3600000000, team_id, key_id, model, tools FROM usage WHERE tools IS NOT NULL"
+        )
+    )
+    for *cell, tools in rows:
+        calls[tuple(cell)] = calls.get(tuple(cell), 0) + sum(count for count, _ in json.loads(tools).values())
+    names = ("hour_us", "team_id", "key_id", "model")
+    where = " AND ".join(f"{name} = :{name}" for name in names)
+    for cell_of, count in calls.items():
+        values = dict(zip(names, cell_of, strict=True))
+        change = f"UPDATE usage_hours SET tool_calls = :count WHERE {where}"  # noqa: S608  our own names only
+        bind.execute(sa.text(change), {"count": count, **values})
 
 
 def _audit() -> None:
