@@ -227,7 +227,7 @@ def test_a_store_of_before_has_its_sums_counted(sqlite_url: str, monkeypatch: py
             config = Config(attributes={"connection": conn})
             where = store_module.__file__.replace("store.py", "migrations")
             config.set_main_option("script_location", where)
-            command.downgrade(config, "0004")
+            command.downgrade(config, "0005")
 
         store.transact(back)
     with Store.open(sqlite_url) as store:
