@@ -21,6 +21,10 @@ grpc_port = 50052
 workers = 1
 body_limit_mb = 8
 drain_s = 5
+trusted_proxies = ["10.0.0.0/8"]
+wrong_key_delay_s = 0
+[usage]
+retention_days = 30
 [store]
 url = "postgresql://127.0.0.1/jubal"
 [limits]
@@ -170,6 +174,8 @@ def test_the_environment_names_a_file_too_and_an_argument_wins(tmp_path: Path) -
         ("[tools.x_search]\nprovider = 'x-api'\nbase_url = 'ftp://x'\n", "tools.x_search.base_url", "ftp://x"),
         ("[tools.x_search]\nprovider = 'x-api'\nreads_max = 1\n", "tools.x_search.reads_max", ">= 10"),
         ("[tiers.beta]\nrpm = 0\n", "tiers.beta.rpm", ">= 1"),
+        ("[usage]\nretention_days = 0\n", "usage.retention_days", ">= 1"),
+        ("[server]\nwrong_key_delay_s = 61\n", "server.wrong_key_delay_s", "<= 60"),
         ("[server\n", "not valid TOML", "line 1"),
     ],
 )
@@ -211,6 +217,11 @@ def test_what_this_release_can_not_do_is_refused_and_not_ignored(tmp_path: Path)
         build(load(tmp_path, '[limits]\nurl = "redis://127.0.0.1"\n'))
 
 
+def test_a_proxy_that_is_no_address(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"jubal\.toml: server\.trusted_proxies: .* `proxy\.example`"):
+        build(load(tmp_path, '[server]\ntrusted_proxies = ["proxy.example"]\n'))
+
+
 @pytest.mark.parametrize("table", ["fetch", "tools.web_search"])
 def test_a_host_that_is_none(tmp_path: Path, table: str) -> None:
     with pytest.raises(
@@ -237,7 +248,7 @@ def test_the_seeds_models_and_prices() -> None:
 
 def test_every_key_is_in_the_reference() -> None:
     page = (Path(__file__).parent.parent / "docs/reference/configuration.md").read_text()
-    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Fetch, config.Engine, config.Model, config.ModelPrice, config.LongContext, config.WebSearch, config.XSearch, config.CodeExecution, config.Cache, config.Tier]  # fmt: skip
+    tables: list[type[msgspec.Struct]] = [config.Server, config.Store, config.Limits, config.Usage, config.Fetch, config.Engine, config.Model, config.ModelPrice, config.LongContext, config.WebSearch, config.XSearch, config.CodeExecution, config.Cache, config.Tier]  # fmt: skip
     missing = [
         f"{table.__name__}.{key}" for table in tables for key in table.__struct_fields__ if f"`{key}`" not in page
     ]

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agent": {"core", "engines.base", "tools.base"},
     "serving": {
         "__version__",
+        "admin",
         "core",
         "wire",
         "agent",

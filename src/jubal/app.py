@@ -18,11 +18,13 @@ import uvicorn
 
 from jubal import __version__, catalogue, config
 from jubal.accounts import usage
+from jubal.accounts.guesses import WrongKeys
 from jubal.accounts.holds import Credit
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
 from jubal.accounts.tiers import Tiers
+from jubal.admin.billing import Books
 from jubal.agent.toolbox import ToolBounds, Toolbox
 from jubal.core.model import Catalogue, Model
 from jubal.core.server_tools import ToolKind
@@ -36,9 +38,12 @@ from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import ResponseCache
 from jubal.serving.charging import Charging
 from jubal.serving.deferred import Deferred, KeptLine, Line, PlainLine
+from jubal.serving.door import Door, TrustedProxies
 from jubal.serving.http import DEFERRED_DIALECT, HttpApp
 from jubal.serving.images import Fetcher, Images
+from jubal.serving.management import Management, Own
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
+from jubal.serving.retention import Retention
 from jubal.serving.watch import Watch, Watched
 from jubal.tools.base import Reporting, Starting, ToolFamily, ToolSetupError
 from jubal.web.fetch import SafeFetcher
@@ -347,6 +352,7 @@ class Jubal:
     watch: Watch
     http: HttpApp
     memory: ModelMemory | None = None
+    retention: Retention | None = None
     grpc: Place | None = None
 
     async def start(self) -> None:
@@ -361,6 +367,8 @@ class Jubal:
         await self._start_tools()
         self.credit.start()
         self.deferred.start()
+        if self.retention is not None:
+            self.retention.start()
 
     async def _start_tools(self) -> None:
         """Raises `ConfigError`."""
@@ -392,6 +400,8 @@ class Jubal:
 
     async def close(self) -> None:
         """Settles what is open, then ends engines and store. No child process is left."""
+        if self.retention is not None:
+            await self.retention.stop()
         await self.deferred.stop()
         await self.watch.stop()
         await self.pipeline.drain()
@@ -427,6 +437,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     usage_log = GroupCommit(store, usage.record)
     images = Images(image_fetcher(settings))
     credit = Credit(store)
+    tiers = Tiers.configured(settings.tiers)
     pipeline = Pipeline(
         models,
         served,
@@ -438,7 +449,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         images=images,
         toolbox=make_toolbox(settings),
         cache=make_cache(settings.cache),
-        charging=Charging(credit, Tiers.configured(settings.tiers)),
+        charging=Charging(credit, tiers),
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
@@ -448,17 +459,44 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         GRPC_DIALECT: lambda: _grpc_line(store, sealer),
     }
     deferred = Deferred(store, pipeline, lines)
+    door = Door(pipeline, WrongKeys(settings.server.wrong_key_delay_s), trusted_proxies(settings))
     http = HttpApp(
         pipeline,
         dialects,
         {"/v1/embeddings": OpenAIEmbeddings()},
         deferred=deferred,
         responses=(OpenAIResponses(sealer), Answers(store, "responses")),
+        door=door,
+        mounts=(Own(store, door), Management(store, door, pipeline, Books(tiers))),
         health=lambda: health(pipeline),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
     )
     watch = upstreams.watch((*models, *embedding_models))
-    return Jubal(settings, store, usage_log, served, embedders, pipeline, images, credit, deferred, watch, http, memory)
+    days = settings.usage.retention_days
+    retention = None if days is None else Retention(store, days)
+    return Jubal(
+        settings,
+        store,
+        usage_log,
+        served,
+        embedders,
+        pipeline,
+        images,
+        credit,
+        deferred,
+        watch,
+        http,
+        memory,
+        retention,
+    )
+
+
+def trusted_proxies(settings: config.Settings) -> TrustedProxies:
+    """Raises `ConfigError` for what is no address."""
+    try:
+        return TrustedProxies(settings.server.trusted_proxies)
+    except ValueError as error:
+        raise config.ConfigError(f"{settings.file}: server.trusted_proxies: {error}.") from None
 
 
 def _grpc_line(store: Store, sealer: FernetSealer) -> KeptLine:

@@ -34,6 +34,8 @@ class Server(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     body_limit_mb: largest request body. drain_s: how long open requests may go on after SIGTERM.
 
     models_memory_mb: MiB that all local models together may take; None: no limit, all of them stay loaded.
+    trusted_proxies: addresses or networks whose X-Forwarded-For is believed. wrong_key_delay_s: the longest that the answer to
+    a wrong key is held back; 0: never.
     """
 
     host: str = "127.0.0.1"
@@ -45,6 +47,8 @@ class Server(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     body_limit_mb: Annotated[float, Meta(gt=0)] = 64
     drain_s: Seconds = 30
     models_memory_mb: Annotated[float, Meta(gt=0)] | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    wrong_key_delay_s: Annotated[float, Meta(ge=0, le=60)] = 2
 
 
 class Store(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,6 +61,12 @@ class Limits(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """[limits]. url: memory:// or redis://…"""
 
     url: str = "memory://"
+
+
+class Usage(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[usage]. retention_days: how long single requests stay on record; None: for good. Their sums by the hour stay."""
+
+    retention_days: Positive | None = None
 
 
 class Fetch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -222,6 +232,7 @@ class Settings(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     server: Server = Server()
     store: Store = Store()
     limits: Limits = Limits()
+    usage: Usage = Usage()
     fetch: Fetch = Fetch()
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
@@ -264,6 +275,7 @@ class _File(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     server: Server = Server()
     store: Store = Store()
     limits: Limits = Limits()
+    usage: Usage = Usage()
     fetch: Fetch = Fetch()
     engines: dict[str, Engine] = {}
     models: dict[str, Model] = {}
@@ -353,7 +365,8 @@ def _resolve(where: str, tree: dict[str, Any]) -> str:
 
 def _known(key: str) -> str:
     table: Any = {
-        "": _File, "server": Server, "store": Store, "limits": Limits, "fetch": Fetch, "tools": Tools, "cache": Cache,
+        "": _File, "server": Server, "store": Store, "limits": Limits, "usage": Usage, "fetch": Fetch, "tools": Tools,
+        "cache": Cache,
         "tools.web_search": WebSearch, "tools.x_search": XSearch, "tools.code_execution": CodeExecution,
     }.get(key)  # fmt: skip
     if table is None:

@@ -412,3 +412,56 @@ async def test_a_failing_store_gives_nothing_away(postgres: Any, postgres_store:
         assert digest not in str(error)
         error = error.__cause__
     assert await ring.identify(secret)
+
+
+async def test_old_secrets_work_until_their_time(store: Store, clock: Clock) -> None:
+    """Also where they are remembered, and with an older one beside."""
+    key, first = new_key(store)
+    ring = ring_of(store, clock)
+    second = store.transact(keys.rotate, key.id, now_us=NOW_US, overlap_us=10_000_000)
+    third = store.transact(keys.rotate, key.id, now_us=NOW_US, overlap_us=5_000_000)
+    for secret in (first, second, third):
+        assert (await ring.identify(secret)).key_id == key.id
+    assert store.read(keys.old_secrets_until, key.id, NOW_US) == [NOW_US + 10_000_000, NOW_US + 5_000_000]
+    clock.pass_s(5)
+    with pytest.raises(NotIdentified):
+        await ring.identify(second)
+    assert (await ring.identify(first)).key_id == (await ring.identify(third)).key_id == key.id
+    clock.pass_s(5)
+    with pytest.raises(NotIdentified):
+        await ring.identify(first)
+    assert (await ring.identify(third)).key_id == key.id
+
+
+async def test_without_an_overlap_every_old_secret_stops(store: Store) -> None:
+    key, first = new_key(store)
+    second = store.transact(keys.rotate, key.id, now_us=NOW_US, overlap_us=10_000_000)
+    third = store.transact(keys.rotate, key.id, now_us=NOW_US)
+    ring = KeyRing(store, now_us=lambda: NOW_US)
+    for secret in (first, second):
+        with pytest.raises(NotIdentified):
+            await ring.identify(secret)
+    assert (await ring.identify(third)).key_id == key.id
+
+
+def test_old_secrets_are_bounded_and_go_with_their_key(store: Store) -> None:
+    key, secret = new_key(store)
+    for _ in range(keys.OLD_SECRETS_MAX):
+        store.transact(keys.rotate, key.id, now_us=NOW_US, overlap_us=1_000_000)
+    with pytest.raises(BadRequest) as caught:
+        store.transact(keys.rotate, key.id, now_us=NOW_US, overlap_us=1_000_000)
+    assert caught.value.code == "too_many_secrets"
+    store.transact(keys.rotate, key.id, now_us=NOW_US + 1_000_000, overlap_us=1_000_000)  # those are over
+    assert secret not in everything_in(store)
+    store.transact(keys.delete, key.id)
+    assert "old_secrets" in tables.metadata.tables
+    assert store.read(lambda conn: conn.execute(sa.select(tables.old_secrets)).all()) == []
+
+
+@pytest.mark.parametrize("acl", ["api-key:model:*", "team-token:endpoint:", "team-token:endpoint:Everything", "x"])
+def test_acls_of_management_keys_are_of_their_own_kind(sqlite_store: Store, acl: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        new_key(sqlite_store, management=True, acls=(acl,))
+    assert caught.value.param == "acls"
+    with pytest.raises(BadRequest):
+        new_key(sqlite_store, acls=("team-token:endpoint:*",))

@@ -118,3 +118,78 @@ def test_nothing_there_yet(cli: Cli) -> None:
 def test_names_are_no_markup(cli: Cli) -> None:
     cli.json("keys", "create", "--name", "[red]x[/red] [/] :smile:")
     assert "[red]x[/red] [/] :smile:" in cli("keys", "list").stdout
+
+
+def test_update(cli: Cli) -> None:
+    made = cli.json("keys", "create", "--name", "a", "--rpm", "5", "--expires", "30d")
+    assert abs(made["expires"] - made["created"] - 30 * 86400) < 600
+    acl = ["api-key:model:grok-4", "api-key:endpoint:chat"]
+    changed = cli.json("keys", "update", "a", "--name", "b", "--acl", acl[0], "--acl", acl[1], "--tpm", "9")
+    assert (changed["name"], changed["acls"], changed["rpm"], changed["tpm"]) == ("b", acl, 5, 9)
+    changed = cli.json("keys", "update", "b", "--rpm", "none", "--expires", "never")
+    assert (changed["rpm"], changed["tpm"], changed["expires"]) == (None, 9, None)
+    assert cli.json("keys", "update", "b", "--expires", "2199-01-01T00:00Z")["expires"] == 7226582400
+    assert cli.json("keys", "show", "b")["name"] == "b"
+    shown = cli("keys", "show", "b").stdout
+    assert "api-key:endpoint:chat" in shown
+    assert "no limit" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "Nothing to change"),
+        (["--expires", "soon"], "--expires: expected a date"),
+        (["--expires", "2020-01-01"], "expire in the future"),
+        (["--rpm", "many"], "--rpm: expected a number"),
+        (["--rpm", "0"], "rpm must be at least 1"),
+        (["--acl", "chat"], "not an ACL"),
+        (["--name", " "], "name of a key"),
+    ],
+)
+def test_updates_that_are_refused(cli: Cli, flags: list[str], says: str) -> None:
+    made = cli.json("keys", "create", "--name", "a")
+    done = cli("keys", "update", made["id"], *flags)
+    assert done.exit_code == 1
+    assert says in done.stderr
+    (key,) = cli.json("keys", "list")
+    assert {name: value for name, value in made.items() if name != "key"} == key
+
+
+def test_an_overlap(cli: Cli) -> None:
+    made = cli.json("keys", "create", "--name", "a")
+    cli.json("keys", "rotate", "a", "--overlap", "24h")
+    (until,) = cli.json("keys", "show", "a")["old_secrets_until"]
+    assert 86000 < until - made["created"] < 86800
+    assert "old secret works until" in cli("keys", "show", "a").stdout
+    cli.json("keys", "rotate", "a")
+    assert cli.json("keys", "show", "a")["old_secrets_until"] == []
+    for text, says in (("8d", "0 to 7 days"), ("a day", "--overlap: expected")):
+        done = cli("keys", "rotate", "a", "--overlap", text)
+        assert done.exit_code == 1
+        assert says in done.stderr
+
+
+def test_block(cli: Cli) -> None:
+    cli.json("keys", "create", "--name", "a")
+    assert cli.json("keys", "block", "a")["blocked"] is True
+    assert "blocked" in cli("keys", "list").stdout
+    assert cli.json("keys", "unblock", "a")["blocked"] is False
+    assert cli.json("teams", "block", "default")["blocked"] is True
+    assert cli.json("teams", "unblock", "default")["blocked"] is False
+
+
+def test_the_audit_log(cli: Cli) -> None:
+    assert cli("audit").stdout == "No management acts yet.\n"
+    made = cli.json("keys", "create", "--name", "a")
+    cli.json("keys", "update", "a", "--name", "b")
+    cli.json("teams", "create", "--name", "red")
+    acts = cli.json("audit")
+    assert [act["action"] for act in acts] == ["keys.create", "keys.update", "teams.create"], "newest last"
+    assert acts[1]["resource"] == {"kind": "key", "id": made["id"]}
+    assert (acts[1]["before"], acts[1]["after"]) == ({"name": "a"}, {"name": "b"})
+    assert [act["action"] for act in cli.json("audit", "--team", "red")] == ["teams.create"]
+    assert cli.json("audit", "--since", "2199-01-01") == []
+    shown = cli("audit").stdout
+    assert "name: a -> b" in shown
+    assert made["key"] not in shown

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import json
 import re
 
 import pytest
@@ -66,3 +68,36 @@ def test_usage_outlives_its_key(used: Cli) -> None:
     (other,) = (key for key in used.json("keys", "list") if key["name"] == "other")
     used.json("keys", "delete", other["id"])
     assert [row["completion_tokens"] for row in used.json("usage", "--key", other["id"])] == [2]
+
+
+def test_sums(used: Cli) -> None:
+    rows = used.json("usage")
+    for by in ("hour", "day", "key", "model", "team"):
+        sums = used.json("usage", "--by", by)
+        assert sum(one["requests"] for one in sums) == 3
+        assert sum(one["cost_in_usd_ticks"] for one in sums) == sum(row["cost_in_usd_ticks"] for row in rows)
+        assert all(one[by] for one in sums)
+    assert len(used.json("usage", "--by", "day", "--by", "key")) == 2
+    assert used.json("usage", "--by", "model", "--since", "2199-01-01") == []
+    lines = used("usage", "--by", "model", "--csv").stdout.splitlines()
+    assert lines[0].startswith("model,requests,failed")
+    assert lines[1].startswith("grok-4,3,0")
+    assert "grok-4" in used("usage", "--by", "model").stdout
+    assert used("usage", "--by", "moon").exit_code == 1
+    assert used("usage", "--by", "hour", "--by", "day").exit_code == 1
+    assert used("usage", "--since", "7d").exit_code == 1, "goes with --by"
+
+
+def test_export(used: Cli) -> None:
+    rows = used.json("usage")
+    assert [json.loads(line) for line in used("usage", "export").stdout.splitlines()] == rows
+    assert len(used("usage", "export", "--key", "first").stdout.splitlines()) == 2
+    table = list(csv.DictReader(used("usage", "export", "--format", "csv").stdout.splitlines()))
+    assert [row["request_id"] for row in table] == [row["request_id"] for row in rows]
+    assert used("usage", "export", "--since", "2199-01-01").stdout == ""
+
+
+def test_recount(used: Cli) -> None:
+    before = used.json("usage", "--by", "hour", "--by", "key")
+    assert used.json("usage", "recount")["sums"] == len(before)
+    assert used.json("usage", "--by", "hour", "--by", "key") == before

@@ -16,7 +16,8 @@ import pytest
 from tests.server import ECHO, Server, running
 
 CONFIG = (
-    ECHO
+    "[server]\nwrong_key_delay_s = 0\n"  # Schemathesis tries a wrong key on every route
+    + ECHO
     + """
 [engines.words]
 kind = "wordllama"
@@ -25,6 +26,12 @@ kind = "embedding"
 engine = "words"
 """
 )
+NEVER_ANSWERED = {
+    "/v1/billing/teams/{team_id}/payment-method/default",
+    "/v1/billing/teams/{team_id}/prepaid/top-up",
+    "/v1/billing/teams/{team_id}/postpaid/spending-limits",
+}
+"""What this server refuses whatever the body."""
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 10
 """For each operation, beside the hundreds that are made of the document's bounds whatever this says."""
@@ -46,13 +53,21 @@ def document(server: Server) -> dict[str, Any]:
 
 def test_every_example_of_the_document_is_answered(server: Server, document: dict[str, Any]) -> None:
     seen = 0
+    boss = server.command("keys", "create", "--name", "boss", "--management")
+    made = server.command("keys", "create", "--name", "managed")
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             for content in operation.get("requestBody", {}).get("content", {}).values():
-                status, _, answer = server.request(method.upper(), path, content["example"])
+                if path in NEVER_ANSWERED:
+                    assert "example" not in content
+                    continue
+                where = path.replace("{team_id}", boss["team_id"]).replace("{api_key_id}", made["id"])
+                key = boss["key"] if operation["security"] == [{"management": []}] else ""
+                status, _, answer = server.request(method.upper(), where, content["example"], key=key)
                 assert status == 200, (path, answer)
                 seen += 1
-    assert seen == len([1 for operations in document["paths"].values() if "post" in operations]) >= 4
+    bodies = [1 for operations in document["paths"].values() for one in operations.values() if "requestBody" in one]
+    assert seen + len(NEVER_ANSWERED) == len(bodies)
 
 
 @pytest.mark.timeout(300)  # 20 s of work, on a machine that has nothing else to do

@@ -14,14 +14,26 @@ ENDPOINTS = frozenset(
     {"chat", "completions", "embed", "image", "models", "sample", "tokenize", "documents", "files", "batch"}
 )
 EVERYTHING = ("api-key:model:*", "api-key:endpoint:*")
+MANAGE_EVERYTHING = ("team-token:endpoint:*",)
+CALLS = frozenset(
+    {
+        *("CreateApiKey", "ListApiKeys", "UpdateApiKey", "RotateApiKey", "DeleteApiKey", "CheckApiKeyPropagation"),
+        *("ListTeams", "ListPossibleModels", "ListPossibleEndpointAcls", "ListAuditEvents"),
+        *("GetBillingInfo", "SetBillingInfo", "ListInvoices", "ListPaymentMethods", "SetDefaultPaymentMethod"),
+        *("GetAmountToPay", "GetSpendingLimits", "SetSoftSpendingLimit", "ListPrepaidBalanceChanges"),
+        *("TopUpOrGetExistingPendingChange", "AnalyzeBillingItems"),
+    }
+)
+"""What `team-token:endpoint:NAME` of a management key may name (xai-api.md 2.2, 21)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acl:
-    """The parsed ACLs of one key."""
+    """The parsed ACLs of one key. calls: of the management API."""
 
     endpoints: frozenset[str]
     models: frozenset[str]
+    calls: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, acls: Iterable[str]) -> Acl:
@@ -32,6 +44,29 @@ class Acl:
             namespace, value = split(text)
             (endpoints if namespace == "endpoint" else models).add(value)
         return cls(frozenset(endpoints), frozenset(models))
+
+    @classmethod
+    def parse_management(cls, acls: Iterable[str]) -> Acl:
+        """The ACLs of a management key. Raises `BadRequest` naming the first string that is none."""
+        calls = set()
+        for text in acls:
+            space, _, call = text.rpartition(":")
+            if space != "team-token:endpoint" or (call != "*" and call not in CALLS):
+                raise BadRequest(
+                    f"`{text[:200]}` is not an ACL of a management key. Expected team-token:endpoint:NAME, with * for any; "
+                    f"names: {', '.join(sorted(CALLS))}.",
+                    param="acls",
+                )
+            calls.add(call)
+        return cls(frozenset(), frozenset(), frozenset(calls))
+
+    def demand_call(self, call: str) -> None:
+        """Raises `NotAllowed` naming what is missing."""
+        if not ("*" in self.calls or call in self.calls):
+            raise NotAllowed(
+                f"This management key may not call {call}. It needs the ACL `team-token:endpoint:{call}`.",
+                code="call_not_allowed",
+            )
 
     def allows_endpoint(self, endpoint: str) -> bool:
         return "*" in self.endpoints or endpoint in self.endpoints

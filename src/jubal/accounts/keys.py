@@ -3,6 +3,8 @@
 A secret is shown once, when it is made. The store holds its HMAC under a key that never leaves the store (`tables.meta`), so
 who reads an index or a backup of `api_keys` can't tell a secret, and looking a digest up needs no constant time: nobody
 outside can choose or compare digests.
+
+A key that is rotated may keep its old secrets for a while, so that whoever uses it can change over (`old_secrets`).
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 from jubal.accounts import prices, teams
-from jubal.accounts.acl import EVERYTHING, Acl
+from jubal.accounts.acl import EVERYTHING, MANAGE_EVERYTHING, Acl
 from jubal.accounts.prices import TeamPrices
 from jubal.accounts.store import Store
-from jubal.accounts.tables import api_keys, meta
+from jubal.accounts.tables import api_keys, meta, old_secrets
 from jubal.accounts.tables import teams as teams_table
 from jubal.accounts.teams import STANDARD
 from jubal.core.errors import BadRequest, NotAllowed, NotFound, NotIdentified
@@ -37,6 +39,11 @@ MANAGEMENT_PREFIX: Final = "xai-token-"
 SECRET_BYTES: Final = 48
 SECRET_CHARS_MAX: Final = 200
 """Nothing longer was ever issued, so nothing longer is hashed or looked up."""
+OVERLAP_US_MAX: Final = 7 * 24 * 3600 * 1_000_000
+"""How long an old secret may go on working (xai-api.md 21.1)."""
+OLD_SECRETS_MAX: Final = 4
+"""Old secrets of one key that work at a time."""
+ACLS_MAX: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +102,20 @@ def create(
     *,
     team_id: str,
     name: str,
-    acls: tuple[str, ...] = EVERYTHING,
+    acls: tuple[str, ...] | None = None,
     rpm: int | None = None,
     tpm: int | None = None,
     management: bool = False,
     expires_us: int | None = None,
     now_us: int,
 ) -> tuple[Key, str]:
-    """Adds a key, and returns it with its secret, which can't be had again.
+    """Adds a key, and returns it with its secret, which can't be had again. acls: None for all that its kind may do.
 
     Raises `BadRequest` naming the parameter at fault, `NotFound` for the team.
     """
-    teams.check_name(name, "key")
-    Acl.parse(acls)
-    _check_limit("rpm", rpm)
-    _check_limit("tpm", tpm)
+    if acls is None:
+        acls = MANAGE_EVERYTHING if management else EVERYTHING
+    _check(management, {"name": name, "acls": acls, "rpm": rpm, "tpm": tpm, "expires_us": expires_us}, now_us)
     team = teams.get(conn, team_id)
     owner = _fact(conn, "owner")
     secret = _new_secret(management)
@@ -136,11 +142,19 @@ def create(
     return key, secret
 
 
-def listing(conn: Connection, team_id: str | None = None, *, limit: int = 1000) -> list[Key]:
-    """The oldest `limit` keys, of one team where that is given, oldest first."""
+def listing(
+    conn: Connection, team_id: str | None = None, *, limit: int = 1000, after: Key | None = None, **only: bool
+) -> list[Key]:
+    """The oldest `limit` keys, of one team where that is given, oldest first.
+
+    after: only those that come after this one. only: a column and the value that it must have, such as `management=False`.
+    """
     query = sa.select(*_PUBLIC).order_by(api_keys.c.created_us, api_keys.c.id).limit(limit)
+    query = query.where(*(api_keys.c[name] == value for name, value in only.items()))
     if team_id is not None:
         query = query.where(api_keys.c.team_id == team_id)
+    if after is not None:
+        query = query.where(sa.tuple_(api_keys.c.created_us, api_keys.c.id) > (after.created_us, after.id))
     return [_key(row) for row in conn.execute(query).mappings()]
 
 
@@ -162,11 +176,67 @@ def enable(conn: Connection, key_id: str, *, now_us: int) -> Key:
     return _change(conn, key_id, now_us, disabled=False)
 
 
-def rotate(conn: Connection, key_id: str, *, now_us: int) -> str:
-    """Gives a key a new secret and returns it; the old one stops. Id, settings and usage stay. Raises `NotFound`."""
+def block(conn: Connection, key_id: str, *, now_us: int) -> Key:
+    """Stops a key; its owner can't undo that. Raises `NotFound`."""
+    return _change(conn, key_id, now_us, blocked=True)
+
+
+def unblock(conn: Connection, key_id: str, *, now_us: int) -> Key:
+    """Lets a blocked key work again. Raises `NotFound`."""
+    return _change(conn, key_id, now_us, blocked=False)
+
+
+CHANGEABLE: Final = frozenset({"name", "acls", "rpm", "tpm", "expires_us", "disabled"})
+
+
+def update(conn: Connection, key_id: str, changes: Mapping[str, Any], *, now_us: int) -> Key:
+    """Changes columns of `CHANGEABLE`; in force on every gateway within 2 s.
+
+    Raises `BadRequest` naming the parameter at fault, `NotFound`.
+    """
+    assert changes.keys() <= CHANGEABLE
+    key = get(conn, key_id)
+    _check(key.management, changes, now_us)
+    values = dict(changes)
+    if "acls" in values:
+        values["acls"] = json.dumps(values["acls"])
+    return _change(conn, key_id, now_us, **values)
+
+
+def rotate(conn: Connection, key_id: str, *, now_us: int, overlap_us: int = 0) -> str:
+    """Gives a key a new secret and returns it. The old one works for `overlap_us` more, and older ones keep what they had left;
+    without an overlap all of them stop.
+
+    Id, settings and usage stay. Raises `NotFound`, `BadRequest` for an overlap outside 0..7 days.
+    """
+    if not 0 <= overlap_us <= OVERLAP_US_MAX:
+        raise BadRequest("An old secret can go on working for 0 to 7 days.", param="overlap", code="out_of_range")
     secret = _new_secret(get(conn, key_id).management)
+    kept_until_us = now_us if overlap_us else 2**63 - 1
+    conn.execute(old_secrets.delete().where(old_secrets.c.key_id == key_id, old_secrets.c.until_us <= kept_until_us))
+    if overlap_us:
+        _keep_secret(conn, key_id, now_us + overlap_us)
     _change(conn, key_id, now_us, digest=_hashed(conn, secret), redacted=redact(secret))
     return secret
+
+
+def _keep_secret(conn: Connection, key_id: str, until_us: int) -> None:
+    """The present secret becomes an old one. Raises `BadRequest` where there are too many of them."""
+    there = conn.scalar(sa.select(sa.func.count()).select_from(old_secrets).where(old_secrets.c.key_id == key_id))
+    if (there or 0) >= OLD_SECRETS_MAX:
+        raise BadRequest(
+            f"{OLD_SECRETS_MAX} old secrets of this key still work, and no more may. Rotate it without an overlap, or later.",
+            param="overlap",
+            code="too_many_secrets",
+        )
+    present = sa.select(api_keys.c.digest, api_keys.c.id, sa.literal(until_us)).where(api_keys.c.id == key_id)
+    conn.execute(old_secrets.insert().from_select(["digest", "key_id", "until_us"], present))
+
+
+def old_secrets_until(conn: Connection, key_id: str, now_us: int) -> list[int]:
+    """When each old secret that still works will stop, the last one first."""
+    until = sa.select(old_secrets.c.until_us).where(old_secrets.c.key_id == key_id, old_secrets.c.until_us > now_us)
+    return list(conn.scalars(until.order_by(old_secrets.c.until_us.desc())))
 
 
 def caller_of(conn: Connection, key_id: str, now_us: int) -> Caller:
@@ -181,7 +251,7 @@ def caller_of(conn: Connection, key_id: str, now_us: int) -> Caller:
 
 
 def delete(conn: Connection, key_id: str) -> None:
-    """Removes a key for good; its usage rows stay. Raises `NotFound`."""
+    """Removes a key for good, with its old secrets; its usage rows stay. Raises `NotFound`."""
     if conn.execute(api_keys.delete().where(api_keys.c.id == key_id)).rowcount == 0:
         raise _no_key(key_id)
 
@@ -200,18 +270,25 @@ def _change(conn: Connection, key_id: str, now_us: int, **values: Any) -> Key:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A key, and what matters here of its team."""
+    """A key, and what matters here of its team. until_us: when the secret it was found by stops, where that is an old one."""
 
     key: Key
     team_blocked: bool
     tier: str
     prepaid: bool
     prices: TeamPrices | None
+    until_us: int | None = None
 
 
 def _find_digest(conn: Connection, digest: str, now_us: int) -> _Found | None:
-    """The key with this digest."""
-    return _find(conn, api_keys.c.digest == digest, now_us)
+    """The key whose secret has this digest, the present one or an old one that still works."""
+    if (found := _find(conn, api_keys.c.digest == digest, now_us)) is not None:
+        return found
+    working = sa.and_(old_secrets.c.digest == digest, old_secrets.c.until_us > now_us)
+    old = conn.execute(sa.select(old_secrets).where(working)).one_or_none()
+    if old is None or (found := _find(conn, api_keys.c.id == old.key_id, now_us)) is None:
+        return None
+    return replace(found, until_us=old.until_us)
 
 
 def _find(conn: Connection, which: sa.ColumnElement[bool], now_us: int) -> _Found | None:
@@ -254,6 +331,21 @@ def _key(row: RowMapping) -> Key:
 
 def _no_key(key_id: str) -> NotFound:
     return NotFound(f"There is no API key with the id `{key_id}`.", param="key_id", code="key_not_found")
+
+
+def _check(management: bool, values: Mapping[str, Any], now_us: int) -> None:
+    """Raises `BadRequest` naming the first of these columns of a key that can't be so."""
+    if "name" in values:
+        teams.check_name(values["name"], "key")
+    if "acls" in values:
+        if len(values["acls"]) > ACLS_MAX:
+            raise BadRequest(f"A key has at most {ACLS_MAX} ACLs; got {len(values['acls'])}.", param="acls")
+        (Acl.parse_management if management else Acl.parse)(values["acls"])
+    _check_limit("rpm", values.get("rpm"))
+    _check_limit("tpm", values.get("tpm"))
+    expires_us = values.get("expires_us")
+    if expires_us is not None and not now_us < expires_us < 2**63:
+        raise BadRequest("A key must expire in the future, or never.", param="expires", code="expires_in_the_past")
 
 
 def _check_limit(param: str, limit: int | None) -> None:
@@ -374,7 +466,8 @@ class KeyRing:
 
     def _entry(self, found: _Found, asked_at: float) -> _Entry:
         key, now_us = found.key, self._now_us()
-        left_s = float("inf") if key.expires_us is None else (key.expires_us - now_us) / 1e6
+        ends = [us for us in (key.expires_us, found.until_us) if us is not None]
+        left_s = (min(ends) - now_us) / 1e6 if ends else float("inf")
         refusal = _refusal(key, found.team_blocked, now_us)
         serves_s = left_s if refusal is None else float("inf")
         return _Entry(
@@ -403,7 +496,7 @@ def _caller(found: _Found) -> Caller:
     return Caller(
         key.id,
         key.team_id,
-        Acl.parse(key.acls),
+        (Acl.parse_management if key.management else Acl.parse)(key.acls),
         key.rpm,
         key.tpm,
         key.management,

@@ -77,6 +77,16 @@ api_keys: Final = Table(
 )
 """digest: hex HMAC-SHA256 of the secret, which itself is nowhere. acls: a JSON list."""
 
+old_secrets: Final = Table(
+    "old_secrets",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("key_id", Text, ForeignKey("api_keys.id", ondelete="CASCADE"), nullable=False),
+    Column("until_us", BigInteger, nullable=False),
+    Index(None, "key_id"),
+)
+"""Digests of the secrets that a rotated key had before, while they still work."""
+
 usage: Final = Table(
     "usage",
     metadata,
@@ -170,6 +180,65 @@ prices: Final = Table(
     Column("modified_us", BigInteger, nullable=False),
 )
 """What a team pays in place of the list price (accounts/prices.py). model: a public name, or * for all. terms: JSON."""
+
+usage_hours: Final = Table(
+    "usage_hours",
+    metadata,
+    Column("hour_us", BigInteger, primary_key=True),
+    Column("team_id", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in (
+            "requests",
+            "failed",
+            "cancelled",
+            "prompt_tokens",
+            "cached_tokens",
+            "completion_tokens",
+            "reasoning_tokens",
+            "tool_calls",
+            "cost_in_usd_ticks",
+            "latency_us",
+        )
+    ),
+    Index(None, "team_id", "hour_us"),
+)
+"""Sums of `usage` by hour, team, key and model. hour_us: when the hour began. Stays when rows of `usage` are deleted."""
+
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+    Column("actor_kind", Text, nullable=False),
+    Column("actor_id", Text, nullable=False),
+    Column("actor_name", Text, nullable=False),
+    Column("team_id", Text),
+    Column("action", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("resource_id", Text, nullable=False),
+    Column("before", Text),
+    Column("after", Text),
+    Column("request_id", Text),
+    Column("address", Text),
+    Index(None, "team_id", "created_us"),
+    Index(None, "created_us"),
+)
+"""Every management act (accounts/audit.py). team_id: whose resource it is. before, after: JSON objects, without secrets.
+
+The database itself refuses to change or delete a row.
+"""
+
+billing_info: Final = Table(
+    "billing_info",
+    metadata,
+    Column("team_id", Text, primary_key=True),
+    Column("info", Text, nullable=False),
+    Column("modified_us", BigInteger, nullable=False),
+)
+"""What invoices of a team are addressed to: a JSON object (xai-api.md 21.3, BillingInfo)."""
 
 deferred: Final = Table(
     "deferred",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import credits, ledger
+from jubal.accounts import credits, ledger, rollups
 from jubal.accounts.ledger import Used
 from jubal.accounts.tables import api_keys, transfers, usage
 
@@ -61,9 +62,9 @@ KEYS_REMEMBERED_MAX: Final = 10_000
 
 
 def record(conn: Connection, rows: list[UsageRow]) -> None:
-    """Adds rows, charges them to their teams, and notes when their keys were used last.
+    """Adds rows, charges them to their teams, counts them in their hours, and notes when their keys were used last.
 
-    A request id that is there already stays as it is, and is charged once: a batch may come again.
+    A request id that is there already stays as it is, and is charged and counted once: a batch may come again.
     """
     # Made by hand: SQLAlchemy's own executemany costs 4 us more per row, as much as SQLite takes to store one.
     mark = "?" if conn.dialect.paramstyle == "qmark" else "%s"
@@ -80,6 +81,10 @@ def record(conn: Connection, rows: list[UsageRow]) -> None:
             conn, [Used(row.request_id, row.team_id, row.cost_in_usd_ticks, row.created_us) for row in charged]
         )
         credits.draw(conn, charged)
+    if added == len(rows):
+        rollups.add(conn, rows)
+    else:  # some were there already, and nothing tells which
+        rollups.recount(conn, rollups.cells_of(rows))
     _note_last_use(conn, rows)
 
 
@@ -125,8 +130,44 @@ def listing(
 ) -> list[UsageRow]:
     """The newest `limit` rows, of one key or team where that is given, newest last."""
     newest = sa.select(usage).order_by(usage.c.created_us.desc(), usage.c.request_id.desc()).limit(limit)
+    return [UsageRow(**row) for row in conn.execute(_of(newest, key_id, team_id)).mappings()][::-1]
+
+
+def export(
+    conn: Connection,
+    begin_us: int,
+    end_us: int,
+    key_id: str | None = None,
+    team_id: str | None = None,
+    *,
+    page: int = 5_000,
+) -> Iterator[UsageRow]:
+    """All rows of begin..end (the end not included), oldest first, read a page at a time: memory stays bounded."""
+    place = sa.tuple_(usage.c.created_us, usage.c.request_id)
+    query = sa.select(usage).where(usage.c.created_us < end_us).order_by(usage.c.created_us, usage.c.request_id)
+    query = _of(query, key_id, team_id).limit(page)
+    last = (begin_us, "")  # no request id sorts before the empty one
+    while rows := conn.execute(query.where(usage.c.created_us >= last[0], place > last)).mappings().all():
+        yield from (UsageRow(**row) for row in rows)
+        last = rows[-1]["created_us"], rows[-1]["request_id"]
+
+
+def _of(query: sa.Select[Any], key_id: str | None, team_id: str | None) -> sa.Select[Any]:
     if key_id is not None:
-        newest = newest.where(usage.c.key_id == key_id)
+        query = query.where(usage.c.key_id == key_id)
     if team_id is not None:
-        newest = newest.where(usage.c.team_id == team_id)
-    return [UsageRow(**row) for row in conn.execute(newest).mappings()][::-1]
+        query = query.where(usage.c.team_id == team_id)
+    return query
+
+
+def delete_before(conn: Connection, before_us: int, *, limit: int = 1_000) -> int:
+    """Deletes the oldest rows of before a moment, at most `limit`, and returns how many. The sums by the hour stay.
+
+    The moment counts as the begin of its hour: whichever hour was not begun on is whole, so it can be counted again.
+    """
+    before_us -= before_us % rollups.HOUR_US
+    oldest = sa.select(usage.c.request_id).where(usage.c.created_us < before_us).order_by(usage.c.created_us)
+    deleted = conn.execute(usage.delete().where(usage.c.request_id.in_(oldest.limit(limit)))).rowcount
+    if deleted:
+        rollups.forget_before(conn, before_us)
+    return deleted

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,8 +19,10 @@ from jubal import config
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from sqlalchemy.engine import Connection
 
     from jubal.accounts.store import Store
+    from jubal.admin.actor import Actor
 
 FIRST_KEY: Final = "first-key"
 """The file in the home folder that holds the key made at the very first start."""
@@ -71,6 +74,23 @@ def open_store(settings: config.Settings) -> Iterator[Store]:
     make_home(settings)
     with Store.open(settings.store_url) as store:
         yield store
+
+
+def operator(conn: Connection) -> Actor:
+    """Whoever runs this command, for the audit log."""
+    import getpass
+
+    from jubal.admin.actor import operator
+
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as containers have them
+        name = ""
+    return operator(conn, name)
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def first_key(settings: config.Settings) -> str | None:

@@ -14,6 +14,7 @@ from jubal.cli.common import (
     JsonOption,
     TeamOption,
     open_store,
+    operator,
     print_json,
     print_table,
     table,
@@ -47,10 +48,10 @@ def add(
     config_file: ConfigOption = None,
 ) -> None:
     """A team paid in advance."""
-    from jubal.accounts import credits
+    from jubal.admin import credits
 
     def act(conn: Connection, team_id: str, ticks: int, now_us: int) -> Transfer:
-        return credits.add(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note, id=id)
+        return credits.move(conn, operator(conn), "add", team_id, ticks, text=note, id=id, now_us=now_us)
 
     _move(config.load(config_file), team, usd, as_json, act)
 
@@ -64,10 +65,10 @@ def pay(
     config_file: ConfigOption = None,
 ) -> None:
     """A team paid what it owed."""
-    from jubal.accounts import credits
+    from jubal.admin import credits
 
     def act(conn: Connection, team_id: str, ticks: int, now_us: int) -> Transfer:
-        return credits.pay(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note)
+        return credits.move(conn, operator(conn), "pay", team_id, ticks, text=note, now_us=now_us)
 
     _move(config.load(config_file), team, usd, as_json, act)
 
@@ -81,10 +82,10 @@ def refund(
     config_file: ConfigOption = None,
 ) -> None:
     """A team gets prepaid credit back."""
-    from jubal.accounts import credits
+    from jubal.admin import credits
 
     def act(conn: Connection, team_id: str, ticks: int, now_us: int) -> Transfer:
-        return credits.refund(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note)
+        return credits.move(conn, operator(conn), "refund", team_id, ticks, text=note, now_us=now_us)
 
     _move(config.load(config_file), team, usd, as_json, act)
 

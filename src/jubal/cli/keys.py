@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
@@ -14,13 +14,17 @@ from jubal.cli.common import (
     CommandError,
     ConfigOption,
     JsonOption,
+    now_us,
     open_store,
+    operator,
     print_json,
     print_table,
+    printable,
     short,
     table,
     when,
 )
+from jubal.cli.times import moment_us, stretch_us
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -31,6 +35,7 @@ KEYS_MAX: Final = 100_000
 PREFIX_CHARS_MIN: Final = 4
 """Shorter beginnings of an id are not taken: one typed character must not delete a key."""
 MATCHES_SHOWN: Final = 5
+NO_LIMIT: Final = "none"
 
 KeyArgument: TypeAlias = Annotated[
     str, typer.Argument(metavar="ID", help="The key's id, at least four characters of its beginning, or its name.")
@@ -57,6 +62,10 @@ def create(
     ] = None,
     rpm: Annotated[int | None, typer.Option("--rpm", min=1, help="Requests per minute. Default: no limit.")] = None,
     tpm: Annotated[int | None, typer.Option("--tpm", min=1, help="Tokens per minute. Default: no limit.")] = None,
+    expires: Annotated[
+        str | None,
+        typer.Option("--expires", metavar="WHEN", help="30d, or a date such as 2026-12-31. Default: never."),
+    ] = None,
     management: Annotated[
         bool, typer.Option("--management", help="A key for the management API; it can't be used for inference.")
     ] = False,
@@ -64,39 +73,27 @@ def create(
     config_file: ConfigOption = None,
 ) -> None:
     """Make a key and show its secret, this once."""
-    acls = tuple(acl) if acl else None
+    wanted: dict[str, Any] = {"name": name, "rpm": rpm, "tpm": tpm, "management": management}
+    wanted["acls"] = tuple(acl) if acl else None
+    wanted["expires_us"] = None if expires is None else moment_us(expires, "--expires", now_us(), sign=1)
     with open_store(config.load(config_file)) as store:
-        key, secret = store.transact(_create, name, team, acls, rpm, tpm, management)
+        key, secret = store.transact(_create, team, wanted)
     _show_secret(key, secret, as_json)
     _warn_of_idle(key)
 
 
-def _create(
-    conn: Connection,
-    name: str,
-    team: str | None,
-    acls: tuple[str, ...] | None,
-    rpm: int | None,
-    tpm: int | None,
-    management: bool,
-) -> tuple[Key, str]:
-    from jubal.accounts import acl, keys, teams
+def _create(conn: Connection, team: str | None, wanted: dict[str, Any]) -> tuple[Key, str]:
+    from jubal.accounts import teams
+    from jubal.admin import keys
 
     owner = teams.default(conn) if team is None else teams.by_name_or_id(conn, team)
-    return keys.create(
-        conn,
-        team_id=owner.id,
-        name=name,
-        acls=acl.EVERYTHING if acls is None else acls,
-        rpm=rpm,
-        tpm=tpm,
-        management=management,
-        now_us=_now_us(),
-    )
+    return keys.create(conn, operator(conn), team_id=owner.id, now_us=now_us(), **wanted)
 
 
 def _warn_of_idle(key: Key) -> None:
     """An endpoint and a model ACL must both match, which is easily forgotten."""
+    if key.management:
+        return
     for kind in ("model", "endpoint"):
         if not any(acl.startswith(f"api-key:{kind}:") for acl in key.acls):
             print(f"jubal: without an ACL such as api-key:{kind}:* this key can do nothing.", file=sys.stderr)
@@ -120,10 +117,46 @@ def list_(
 
 
 def _listing(conn: Connection, team: str | None) -> list[Key]:
-    from jubal.accounts import keys, teams
+    from jubal.accounts import teams
+    from jubal.admin import keys
 
     team_id = None if team is None else teams.by_name_or_id(conn, team).id
-    return keys.listing(conn, team_id, limit=KEYS_MAX)
+    return keys.listing(conn, operator(conn), team_id=team_id, limit=KEYS_MAX)
+
+
+@app.command("show")
+def show(key_id: KeyArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+    """Show a key: what it may do, its limits, when it was used."""
+    with open_store(config.load(config_file)) as store:
+        key, until_us = store.read(_with_old_secrets, key_id)
+    if as_json:
+        print_json({**view(key), "old_secrets_until": [us // 1_000_000 for us in until_us]})
+        return
+    lines = {
+        "name": key.name,
+        "id": key.id,
+        "key": key.redacted,
+        "team": key.team_id,
+        "state": _state(key),
+        "may": " ".join(key.acls) or "nothing",
+        "requests per minute": "no limit" if key.rpm is None else f"{key.rpm:,}",
+        "tokens per minute": "no limit" if key.tpm is None else f"{key.tpm:,}",
+        "created": when(key.created_us),
+        "changed": when(key.modified_us),
+        "expires": when(key.expires_us) or "never",
+        "last used": when(key.last_used_us) or "never",
+        "old secret works until": when(until_us[0]) if until_us else "",
+    }
+    for name, value in lines.items():
+        if value:
+            print(f"{name:24}{printable(value)}")
+
+
+def _with_old_secrets(conn: Connection, text: str) -> tuple[Key, list[int]]:
+    from jubal.accounts import keys
+
+    key = find(conn, text)
+    return key, keys.old_secrets_until(conn, key.id, now_us())
 
 
 def _print(keys: list[Key]) -> None:
@@ -159,50 +192,128 @@ def _state(key: Key) -> str:
         return "blocked"
     if key.disabled:
         return "disabled"
-    return "expired" if key.expires_us is not None and key.expires_us <= _now_us() else "active"
+    return "expired" if key.expires_us is not None and key.expires_us <= now_us() else "active"
+
+
+@app.command("update")
+def update(
+    key_id: KeyArgument,
+    name: Annotated[str | None, typer.Option("--name", help="Another name.")] = None,
+    acl: Annotated[
+        list[str] | None, typer.Option("--acl", metavar="A", help="In the place of all it had; may be given often.")
+    ] = None,
+    rpm: Annotated[str | None, typer.Option("--rpm", metavar="N", help="Requests per minute, or none.")] = None,
+    tpm: Annotated[str | None, typer.Option("--tpm", metavar="N", help="Tokens per minute, or none.")] = None,
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="WHEN", help="30d, a date such as 2026-12-31, or never.")
+    ] = None,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """Change a key: its name, what it may do, its limits, when it expires. In force within two seconds."""
+    changes: dict[str, Any] = {}
+    if name is not None:
+        changes["name"] = name
+    if acl is not None:
+        changes["acls"] = tuple(acl)
+    for flag, text in (("rpm", rpm), ("tpm", tpm)):
+        if text is not None:
+            changes[flag] = _limit(flag, text)
+    if expires is not None:
+        changes["expires_us"] = None if expires == "never" else moment_us(expires, "--expires", now_us(), sign=1)
+    if not changes:
+        raise CommandError("Nothing to change: give --name, --acl, --rpm, --tpm or --expires.")
+    with open_store(config.load(config_file)) as store:
+        key = store.transact(_act, "update", key_id, changes=changes)
+    if as_json:
+        print_json(view(key))
+    else:
+        print(f"Changed the key {key.name} ({key.id}).")
+        _warn_of_idle(key)
+
+
+def _limit(flag: str, text: str) -> int | None:
+    if text == NO_LIMIT:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise CommandError(f"--{flag}: expected a number, or {NO_LIMIT}; got `{text}`.")
+    return int(text)
 
 
 @app.command("rotate")
-def rotate(key_id: KeyArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
-    """Give a key a new secret; the old one stops."""
+def rotate(
+    key_id: KeyArgument,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            "--overlap",
+            metavar="TIME",
+            help="How long the old secret goes on working, such as 24h; at most 7d. Default: not at all.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """Give a key a new secret; the old one stops, at once or after the overlap."""
+    overlap_us = 0 if overlap is None else stretch_us(overlap, "--overlap")
     with open_store(config.load(config_file)) as store:
-        key, secret = store.transact(_rotate, key_id)
+        key, secret = store.transact(_rotate, key_id, overlap_us)
     _show_secret(key, secret, as_json)
 
 
-def _rotate(conn: Connection, text: str) -> tuple[Key, str]:
-    from jubal.accounts import keys
+def _rotate(conn: Connection, text: str, overlap_us: int) -> tuple[Key, str]:
+    from jubal.admin import keys
 
-    key_id = find(conn, text).id
-    secret = keys.rotate(conn, key_id, now_us=_now_us())
-    return keys.get(conn, key_id), secret
+    return keys.rotate(conn, operator(conn), find(conn, text).id, overlap_us=overlap_us, now_us=now_us())
 
 
 @app.command("disable")
 def disable(key_id: KeyArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
     """Stop a key until it is enabled again."""
-    _switch(key_id, False, as_json, config_file)
+    _switch("disable", key_id, as_json, config_file)
 
 
 @app.command("enable")
 def enable(key_id: KeyArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
     """Let a disabled key work again."""
-    _switch(key_id, True, as_json, config_file)
+    _switch("enable", key_id, as_json, config_file)
 
 
-def _switch(text: str, on: bool, as_json: bool, config_file: Path | None) -> None:
+@app.command("block")
+def block(key_id: KeyArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+    """Stop a key; its team can't undo that by the management API."""
+    _switch("block", key_id, as_json, config_file)
+
+
+@app.command("unblock")
+def unblock(key_id: KeyArgument, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+    """Let a blocked key work again."""
+    _switch("unblock", key_id, as_json, config_file)
+
+
+def _switch(act: str, text: str, as_json: bool, config_file: Path | None) -> None:
     with open_store(config.load(config_file)) as store:
-        key = store.transact(_set_enabled, text, on)
+        key = store.transact(_act, act, text)
     if as_json:
         print_json(view(key))
     else:
         print(f"The key {key.name} ({key.id}) is {_state(key)}.")
 
 
-def _set_enabled(conn: Connection, text: str, on: bool) -> Key:
-    from jubal.accounts import keys
+def _act(conn: Connection, /, act: str, text: str, **arguments: Any) -> Key:
+    """One of admin.keys' acts on one key."""
+    from jubal.admin import keys
 
-    return (keys.enable if on else keys.disable)(conn, find(conn, text).id, now_us=_now_us())
+    acts: dict[str, Callable[..., Key]] = {
+        "update": keys.update,
+        "disable": keys.disable,
+        "enable": keys.enable,
+        "block": keys.block,
+        "unblock": keys.unblock,
+        "delete": keys.delete,
+    }
+    return acts[act](conn, operator(conn), find(conn, text).id, now_us=now_us(), **arguments)
 
 
 @app.command("delete")
@@ -213,13 +324,11 @@ def delete(
     config_file: ConfigOption = None,
 ) -> None:
     """Remove a key for good; what it used stays on record."""
-    from jubal.accounts import keys
-
     with open_store(config.load(config_file)) as store:
         key = store.read(find, key_id)
         if not yes and sys.stdin.isatty() and not typer.confirm(f"Delete the key {key.name} ({key.id})?", err=True):
             raise CommandError("Not deleted.")
-        store.transact(keys.delete, key.id)
+        store.transact(_act, "delete", key.id)
     if as_json:
         print_json({"id": key.id, "deleted": True})
     else:
@@ -263,6 +372,7 @@ def view(key: Key) -> dict[str, object]:
         "disabled": key.disabled,
         "blocked": key.blocked,
         "created": _seconds(key.created_us),
+        "modified": _seconds(key.modified_us),
         "expires": _seconds(key.expires_us),
         "last_used": _seconds(key.last_used_us),
     }
@@ -277,7 +387,3 @@ def _show_secret(key: Key, secret: str, as_json: bool) -> None:
         print_json({"key": secret, **view(key)})
     else:
         print(f"{secret}\n\nThis is the secret of {key.name} ({key.id}). It is shown only now: keep it safe.")
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,9 @@ from jubal.cli.common import (
     ConfigOption,
     JsonOption,
     TeamOption,
+    now_us,
     open_store,
+    operator,
     print_json,
     print_table,
     table,
@@ -78,9 +79,11 @@ def set_(
 
 
 def _put(conn: Connection, team: str, model: str, terms: PriceTerms) -> None:
-    from jubal.accounts import prices, teams
+    from jubal.accounts import teams
+    from jubal.admin import credits
 
-    prices.put(conn, teams.by_name_or_id(conn, team).id, model, terms, now_us=time.time_ns() // 1000)
+    team_id = teams.by_name_or_id(conn, team).id
+    credits.set_price(conn, operator(conn), team_id, model, terms, now_us=now_us())
 
 
 def _rate(usd_per_million: str | None) -> int | None:
@@ -150,9 +153,11 @@ def rm(
     """Go back to the list price."""
 
     def work(conn: Connection) -> None:
-        from jubal.accounts import prices, teams
+        from jubal.accounts import teams
+        from jubal.admin import credits
 
-        prices.remove(conn, teams.by_name_or_id(conn, team).id, model)
+        team_id = teams.by_name_or_id(conn, team).id
+        credits.remove_price(conn, operator(conn), team_id, model, now_us=now_us())
 
     with open_store(config.load(config_file)) as store:
         store.transact(work)

@@ -13,7 +13,22 @@ import typer
 from typer.core import TyperGroup
 
 from jubal import __version__
-from jubal.cli import chat, credits, doctor, index, invoices, keys, models, posts, prices, serve, teams, tools, usage
+from jubal.cli import (
+    audit,
+    chat,
+    credits,
+    doctor,
+    index,
+    invoices,
+    keys,
+    models,
+    posts,
+    prices,
+    serve,
+    teams,
+    tools,
+    usage,
+)
 from jubal.cli.common import CommandError, complain, drop_stdout
 from jubal.config import ConfigError
 from jubal.core.errors import JubalError
@@ -85,7 +100,8 @@ app.add_typer(teams.app, name="teams")
 app.add_typer(credits.app, name="credits")
 app.add_typer(prices.app, name="prices")
 app.add_typer(invoices.app, name="invoices")
-app.command("usage")(usage.usage)
+app.add_typer(usage.app, name="usage")
+app.command("audit")(audit.audit)
 app.add_typer(models.app, name="models")
 app.add_typer(posts.app, name="posts")
 app.add_typer(tools.app, name="tools")

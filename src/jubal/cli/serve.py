@@ -30,6 +30,8 @@ from jubal.cli.common import (
     first_key,
     is_loopback,
     make_home,
+    now_us,
+    operator,
     print_table,
     printable,
     table,
@@ -200,12 +202,14 @@ def _make_first_key(store: Store, settings: config.Settings) -> str | None:
     file = settings.home / FIRST_KEY
 
     def make(conn: Connection) -> str | None:
-        from jubal.accounts import keys, teams
+        from jubal.accounts import teams
+        from jubal.admin import keys
 
-        if keys.listing(conn, limit=1):
+        actor = operator(conn)
+        if keys.listing(conn, actor, limit=1):
             return None
         team = teams.default(conn)
-        _, secret = keys.create(conn, team_id=team.id, name=FIRST_KEY_NAME, now_us=time.time_ns() // 1000)
+        _, secret = keys.create(conn, actor, team_id=team.id, name=FIRST_KEY_NAME, now_us=now_us())
         # Before the commit: a crash in between leaves a file that the next start replaces, never a key that nobody has.
         _write_secret(file, secret)
         return secret

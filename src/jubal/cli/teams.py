@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
@@ -12,7 +11,9 @@ from jubal.cli.common import (
     CommandError,
     ConfigOption,
     JsonOption,
+    now_us,
     open_store,
+    operator,
     print_json,
     print_table,
     table,
@@ -41,25 +42,27 @@ def create(
     config_file: ConfigOption = None,
 ) -> None:
     """Make a team."""
-    from jubal.accounts import teams
-
     settings = config.load(config_file)
     check_tier(settings, tier)
     with open_store(settings) as store:
-        team = store.transact(teams.create, name=name, prepaid=prepaid, tier=tier, now_us=time.time_ns() // 1000)
+        team = store.transact(_create, name, prepaid, tier)
     if as_json:
         print_json(view(team))
     else:
         print(f"Made the team {team.name} ({team.id}).")
 
 
+def _create(conn: Connection, name: str, prepaid: bool, tier: str) -> Team:
+    from jubal.admin import teams
+
+    return teams.create(conn, operator(conn), name=name, prepaid=prepaid, tier=tier, now_us=now_us())
+
+
 @app.command("list")
 def list_(as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
     """List the teams, oldest first."""
-    from jubal.accounts import teams
-
     with open_store(config.load(config_file)) as store:
-        found = store.read(teams.listing)
+        found = store.read(_listing)
     if as_json:
         print_json([view(team) for team in found])
         return
@@ -133,9 +136,11 @@ def _change(
 
 
 def _changed(conn: Connection, name: str, blocked: bool | None, prepaid: bool | None, tier: str | None) -> Team:
-    from jubal.accounts import teams
+    from jubal.accounts import teams as known
+    from jubal.admin import teams
 
-    return teams.change(conn, teams.by_name_or_id(conn, name).id, blocked=blocked, prepaid=prepaid, tier=tier)
+    team_id = known.by_name_or_id(conn, name).id
+    return teams.change(conn, operator(conn), team_id, blocked=blocked, prepaid=prepaid, tier=tier, now_us=now_us())
 
 
 def _say(team: Team, as_json: bool) -> None:
@@ -153,6 +158,12 @@ def check_tier(settings: config.Settings, name: str) -> None:
     names = Tiers.configured(settings.tiers).names
     if name not in names:
         raise CommandError(f"There is no tier `{name}`. Tiers: {', '.join(names)}.")
+
+
+def _listing(conn: Connection) -> list[Team]:
+    from jubal.admin import teams
+
+    return teams.listing(conn, operator(conn))
 
 
 def view(team: Team) -> dict[str, object]:

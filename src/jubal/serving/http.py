@@ -9,10 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 import structlog
@@ -33,6 +42,7 @@ from jubal.core.fold import Folder
 from jubal.core.model import Model, Weights
 from jubal.serving.answers import Answers
 from jubal.serving.deferred import Deferred
+from jubal.serving.door import Door
 from jubal.serving.outbox import Outbox
 from jubal.serving.pipeline import Admitted, ModelKind, Pipeline
 from jubal.wire import openai_errors, openai_models, rich_models, sse
@@ -183,10 +193,23 @@ SHELVES: Final = {
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 
 
+class Mount(Protocol):
+    """Routes that are kept elsewhere."""
+
+    def find(self, path: str) -> Mapping[str, Handler] | None:
+        """The methods of a path, or None where it is not one of these."""
+        ...
+
+    def routes(self) -> set[tuple[str, str]]:
+        """As `HttpApp.routes`."""
+        ...
+
+
 class HttpApp:
     """The ASGI application.
 
-    health: what GET /health answers: a status and a JSON body. body_bytes_max: largest request body.
+    door: who may come in; None for one that holds nobody back. mounts: further routes. health: what GET /health answers: a status
+    and a JSON body. body_bytes_max: largest request body.
     """
 
     def __init__(
@@ -197,10 +220,14 @@ class HttpApp:
         *,
         deferred: Deferred,
         responses: tuple[KeptDialect, Answers] | None = None,
+        door: Door | None = None,
+        mounts: Sequence[Mount] = (),
         health: Callable[[], tuple[int, bytes]],
         body_bytes_max: int,
     ) -> None:
         self._pipeline = pipeline
+        self._door = door or Door(pipeline)
+        self._mounts = tuple(mounts)
         self._deferred = deferred
         self._body_bytes_max = body_bytes_max
         self._health = health
@@ -238,7 +265,8 @@ class HttpApp:
         """Every method and path, `{}` where a path goes on with what the caller asks for."""
         paths = {**self._routes, **{prefix + "{}": methods for prefix, methods in self._prefixes.items()}}
         paths |= {f"{prefix}{{}}{suffix}": methods for (prefix, suffix), methods in self._within.items()}
-        return {(method, path) for path, methods in paths.items() for method in methods}
+        own = {(method, path) for path, methods in paths.items() for method in methods}
+        return own.union(*(mount.routes() for mount in self._mounts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -261,17 +289,20 @@ class HttpApp:
         if not exchange.started:
             await exchange.reply_error(reply)
 
-    def _below(self, path: str) -> dict[str, Handler] | None:
+    def _below(self, path: str) -> Mapping[str, Handler] | None:
         """The methods of a path that goes on with what the caller asks for."""
         for (prefix, suffix), found in self._within.items():
             if path.startswith(prefix) and path.endswith(suffix):
                 return found
-        return next((found for prefix, found in self._prefixes.items() if path.startswith(prefix)), None)
+        for prefix, found in self._prefixes.items():
+            if path.startswith(prefix):
+                return found
+        return next((methods for mount in self._mounts if (methods := mount.find(path)) is not None), None)
 
     def _route(self, exchange: Exchange) -> Handler:
         """Raises `NotFound`, `MethodNotAllowed`."""
         path = exchange.path
-        methods = self._routes.get(path)
+        methods: Mapping[str, Handler] | None = self._routes.get(path)
         if methods is None:
             path = path.rstrip("/") or "/"
             methods = self._routes.get(path) or self._below(path)
@@ -353,11 +384,7 @@ class HttpApp:
         await exchange.reply(status, body)
 
     async def _identify(self, exchange: Exchange) -> Caller:
-        """By `Authorization: Bearer`, or by Anthropic's `x-api-key` (xai-api.md 2.1)."""
-        authorization = exchange.header(b"authorization")
-        if authorization is None and (secret := exchange.header(b"x-api-key")) is not None:
-            authorization = f"Bearer {secret}"
-        return await self._pipeline.identify(authorization)
+        return await self._door.identify(exchange)
 
     # ------------------------------------------------------------------------------------------ generations
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jubal import __version__
-from jubal.wire import anthropic_schema, openai_schema, responses_schema
+from jubal.wire import anthropic_schema, management, openai_schema, responses_schema
 from jubal.wire.openapi import Operation, document
 
 DESCRIPTION: Final = (
@@ -82,6 +82,7 @@ TABLES: Final[tuple[tuple[Operation, ...], ...]] = (
     openai_schema.OPERATIONS,
     responses_schema.OPERATIONS,
     anthropic_schema.OPERATIONS,
+    management.OPERATIONS,
     OWN,
 )
 

@@ -81,7 +81,7 @@ class Identifier(Protocol):
 
     def identify_cached(self, secret: str) -> Caller | None: ...
 
-    async def identify(self, secret: str) -> Caller: ...
+    async def identify(self, secret: str, *, management: bool = False) -> Caller: ...
 
 
 class UsageLog(Protocol):
@@ -208,8 +208,11 @@ class Pipeline:
         """Answers to repeatable requests are kept."""
         return self._cache is not None
 
-    async def identify(self, authorization: str | None) -> Caller:
-        """The caller behind an Authorization header. Raises `NotIdentified`, `NotAllowed`, `StoreUnavailable`."""
+    async def identify(self, authorization: str | None, *, management: bool = False) -> Caller:
+        """The caller behind an Authorization header; management: where only a management key will do.
+
+        Raises `NotIdentified`, `NotAllowed`, `StoreUnavailable`.
+        """
         if authorization is None:
             raise NotIdentified(
                 "You didn't provide an API key. Send it in the header `Authorization: Bearer xai-…`.",
@@ -222,6 +225,8 @@ class Pipeline:
             raise NotIdentified(
                 "The Authorization header is not of the form `Bearer xai-…`.", given=False, code="invalid_authorization"
             )
+        if management:
+            return await self._keys.identify(secret, management=True)
         return self._keys.identify_cached(secret) or await self._keys.identify(secret)
 
     def admit(

@@ -40,7 +40,7 @@ class ErrorBody(msgspec.Struct):
     error: ErrorDetail
 
 
-ALWAYS: Final = (core.NotIdentified, core.NotAllowed, core.InternalError, core.StoreUnavailable)
+ALWAYS: Final = (core.NotIdentified, core.NotAllowed, core.TooFast, core.InternalError, core.StoreUnavailable)
 """What can happen to whoever comes with a key."""
 POSTED: Final = (core.BadRequest, core.Undecodable, core.BodyTooLarge, core.UnsupportedMedia, core.Stopping)
 WORKED: Final = (

@@ -23,7 +23,13 @@ JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
 PHRASES: Final = {422: "The body does not fit the schema", 498: "Capacity exceeded"}
 NEEDS_KEY: Final[list[Schema]] = [{"bearer": []}, {"x-api-key": []}]
+NEEDS_MANAGEMENT_KEY: Final[list[Schema]] = [{"management": []}]
 SCHEMES: Final[Schema] = {
+    "management": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key made by `jubal keys create --management`.",
+    },
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key made by `jubal keys create`."},
     "x-api-key": {
         "type": "apiKey",
@@ -39,7 +45,8 @@ class Operation:
     """One method of one path.
 
     method: in upper case. path: with `{name}` for each part that varies; parameters: the schema of those that are more than a
-    text. name: the operationId; the schemas of the body are called after it. body: the struct that the dialect decodes.
+    text. query: parameters after the `?`, none of them required. management: it takes a management key, and no other.
+    name: the operationId; the schemas of the body are called after it. body: the struct that the dialect decodes.
     answers: by status, the errors among them. frames: what a server-sent event holds, where a 200 can be a stream;
     done: what the last one says instead.
     refined: what a body must keep to beside its types, by `Struct.field`: JSON Schema keywords. example: a body that is
@@ -60,6 +67,8 @@ class Operation:
     example: Schema | None = None
     links: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     needs_key: bool = True
+    management: bool = False
+    query: Mapping[str, Schema] = field(default_factory=dict)
 
     @property
     def route(self) -> tuple[str, str]:
@@ -109,7 +118,7 @@ def _operation(operation: Operation, body: Schema | None) -> Schema:
             )
             for status, answer in sorted(operation.answers.items())
         },
-        "security": NEEDS_KEY if operation.needs_key else [],
+        "security": NEEDS_MANAGEMENT_KEY if operation.management else NEEDS_KEY if operation.needs_key else [],
     }
     if operation.links:
         made["responses"]["200"]["links"] = {
@@ -125,6 +134,11 @@ def _operation(operation: Operation, body: Schema | None) -> Schema:
             }
             for name in names
         ]
+    if operation.query:
+        made.setdefault("parameters", []).extend(
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in operation.query.items()
+        )
     if body is not None:
         example = {} if operation.example is None else {"example": operation.example}
         made["requestBody"] = {"required": True, "content": {JSON: {"schema": body, **example}}}

@@ -1,0 +1,203 @@
+"""What a team has used in a month, has paid and may spend: the ledger, as the management API tells it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jubal.accounts import invoices as ledger_invoices
+from jubal.accounts import ledger, teams
+from jubal.accounts.tables import billing_info
+from jubal.accounts.tiers import Tiers
+from jubal.admin.actor import Actor, note
+from jubal.core.errors import BadRequest, NotFound
+
+ChangeKind: TypeAlias = Literal["purchase", "spend", "refund", "manual"]
+KINDS: Final[dict[str, ChangeKind]] = {"purchase": "purchase", "refund": "refund"}
+CHANGES_MAX: Final = 1_000
+SPENT_MONTHS: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """quantity: of `unit`, such as tokens. ticks: what they cost together."""
+
+    description: str
+    unit: str
+    quantity: int
+    ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """One UTC month of a team, over or not. month: as 202611. from_free, from_prepaid: ticks that credit paid; the rest is due."""
+
+    team_id: str
+    month: int
+    lines: tuple[Line, ...]
+    total: int
+    from_free: int = 0
+    from_prepaid: int = 0
+
+    @property
+    def due(self) -> int:
+        return self.total - self.from_free - self.from_prepaid
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What moved prepaid credit. ticks: below zero where it was used or paid back."""
+
+    id: str
+    kind: ChangeKind
+    ticks: int
+    created_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepaid:
+    """left: ticks of prepaid credit. changes: the newest first."""
+
+    left: int
+    changes: tuple[Change, ...] = ()
+
+
+class Books:
+    """Reads the ledger, and changes nothing. tiers: how far teams may go."""
+
+    def __init__(self, tiers: Tiers) -> None:
+        self._tiers = tiers
+
+    def bill(self, conn: Connection, team_id: str, month: int) -> Bill:
+        found = ledger_invoices.build(conn, team_id, month)
+        lines = tuple(
+            Line(f"{line.model} {line.what}".strip(), line.what.rpartition(" ")[2], line.quantity, line.ticks)
+            for line in found.lines
+        )
+        return Bill(team_id, month, lines, found.total, found.from_grant, found.from_prepaid)
+
+    def months(self, conn: Connection, team_id: str) -> list[int]:
+        """Months in which anything was used or paid, oldest first."""
+        return ledger_invoices.months(conn, team_id)
+
+    def prepaid(self, conn: Connection, team_id: str, now_us: int) -> Prepaid:
+        """What requests used is one change for each month, dated at its end, or now."""
+        changes = [
+            Change(
+                one.id,
+                KINDS.get(one.kind, "manual"),
+                one.ticks if one.credit == "prepaid" else -one.ticks,
+                one.created_us,
+            )
+            for one in ledger.history(conn, team_id, limit=CHANGES_MAX, usage=False)
+            if "prepaid" in (one.credit, one.debit)
+        ]
+        for month in self.months(conn, team_id)[-SPENT_MONTHS:]:
+            end_us = ledger.first_us(ledger.next_month(month))
+            spent = ledger.sums(conn, team_id, ledger.first_us(month), end_us).get(("usage", "prepaid"), 0)
+            if spent:
+                changes.append(Change(f"spend:{team_id}:{month}", "spend", -spent, min(end_us, now_us)))
+        changes.sort(key=lambda change: change.created_us, reverse=True)
+        return Prepaid(ledger.read(conn, team_id).prepaid, tuple(changes))
+
+    def limit(self, conn: Connection, team_id: str) -> int | None:
+        """Ticks that the team may owe; None for no limit."""
+        team = teams.get(conn, team_id)
+        tier = self._tiers.get(team.tier)
+        terms = None if tier is None else tier.terms(team.prepaid)
+        return None if terms is None else terms.cap
+
+
+# -------------------------------------------------------------------------------------------------------------- acts
+
+
+def preview(conn: Connection, actor: Actor, books: Books, team_id: str, *, now_us: int) -> tuple[Bill, int | None]:
+    """The bill of this month so far, and the limit. Raises `NotAllowed`, `NotFound`."""
+    _allow(conn, actor, "GetAmountToPay", team_id)
+    return books.bill(conn, team_id, ledger.month_of(now_us)), books.limit(conn, team_id)
+
+
+def invoices(
+    conn: Connection, actor: Actor, books: Books, team_id: str, *, since: int = 0, only: int | None = None, now_us: int
+) -> list[Bill]:
+    """The bills of the months that are over, newest first. since: months from this one on; only: this one."""
+    _allow(conn, actor, "ListInvoices", team_id)
+    months = [month for month in books.months(conn, team_id) if since <= month < ledger.month_of(now_us)]
+    return [books.bill(conn, team_id, month) for month in reversed(months) if only in (None, month)]
+
+
+def limit(conn: Connection, actor: Actor, books: Books, team_id: str) -> int | None:
+    _allow(conn, actor, "GetSpendingLimits", team_id)
+    return books.limit(conn, team_id)
+
+
+def prepaid(conn: Connection, actor: Actor, books: Books, team_id: str, *, now_us: int) -> Prepaid:
+    _allow(conn, actor, "ListPrepaidBalanceChanges", team_id)
+    return books.prepaid(conn, team_id, now_us)
+
+
+def payment_methods(conn: Connection, actor: Actor, team_id: str) -> list[Any]:
+    """None: money is taken outside of this server, and its operator books it."""
+    _allow(conn, actor, "ListPaymentMethods", team_id)
+    return []
+
+
+def info(conn: Connection, actor: Actor, team_id: str) -> dict[str, Any]:
+    """What invoices are addressed to; empty where nobody said."""
+    _allow(conn, actor, "GetBillingInfo", team_id)
+    found = conn.scalar(sa.select(billing_info.c.info).where(billing_info.c.team_id == team_id))
+    return {} if found is None else dict(json.loads(found))
+
+
+def set_info(conn: Connection, actor: Actor, team_id: str, info: Mapping[str, Any], *, now_us: int) -> None:
+    """Replaces what invoices are addressed to. Raises `NotAllowed`, `NotFound`."""
+    _allow(conn, actor, "SetBillingInfo", team_id)
+    found = conn.scalar(sa.select(billing_info.c.info).where(billing_info.c.team_id == team_id))
+    values = {"info": json.dumps(dict(info)), "modified_us": now_us}
+    if found is None:
+        conn.execute(billing_info.insert().values(team_id=team_id, **values))
+    else:
+        conn.execute(billing_info.update().where(billing_info.c.team_id == team_id).values(**values))
+    before = None if found is None else json.loads(found)
+    note(
+        conn,
+        actor,
+        "billing.set_info",
+        "team",
+        team_id,
+        team_id=team_id,
+        before=before,
+        after=dict(info),
+        now_us=now_us,
+    )
+
+
+def _allow(conn: Connection, actor: Actor, call: str, team_id: str) -> None:
+    actor.demand(call)
+    actor.demand_team(team_id)
+    teams.get(conn, team_id)
+
+
+def no_payment(conn: Connection, actor: Actor, call: str, team_id: str) -> NotFound:
+    """Why a payment can't be taken here. Raises as the other acts."""
+    _allow(conn, actor, call, team_id)
+    return NotFound(
+        "This server takes no payments: its operator books what a team has paid.",
+        param="paymentMethodId" if call == "SetDefaultPaymentMethod" else "amount",
+        code="no_payment_method",
+    )
+
+
+def no_limit(conn: Connection, actor: Actor, team_id: str) -> BadRequest:
+    """Why a spending limit can't be set here. Raises as the other acts."""
+    _allow(conn, actor, "SetSoftSpendingLimit", team_id)
+    return BadRequest(
+        "A team can't change its own limit here: it follows from its tier, which the operator sets.",
+        param="desiredSoftSpendingLimit",
+        code="limit_is_fixed",
+    )

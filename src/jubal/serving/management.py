@@ -1,0 +1,722 @@
+"""The routes of the management API (xai-api.md 21), and those about one's own key (2.3, 2.4).
+
+Each asks admin/ and renders what it says: who may do what is decided there, for the command line and for this alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
+from urllib.parse import parse_qs
+
+import msgspec
+
+from jubal.accounts import keys, ledger, teams
+from jubal.accounts.acl import ENDPOINTS
+from jubal.accounts.audit import Act
+from jubal.accounts.keys import Key
+from jubal.accounts.teams import Team
+from jubal.admin import actor, analytics, billing, log
+from jubal.admin import keys as admin_keys
+from jubal.admin import teams as admin_teams
+from jubal.admin.actor import Actor
+from jubal.admin.analytics import Query
+from jubal.admin.billing import Bill, Books, Prepaid
+from jubal.core.errors import BadRequest, JubalError, UnsupportedMedia
+from jubal.core.model import Model, Weights
+from jubal.wire import management as wire
+from jubal.wire.decode import decode
+from jubal.wire.openai_models import real_context
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from jubal.accounts.store import Store
+    from jubal.serving.door import Door
+    from jubal.serving.http import Exchange
+    from jubal.serving.pipeline import Pipeline
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Handler: TypeAlias = Callable[["Exchange"], Awaitable[None]]
+Names: TypeAlias = tuple[str, ...]
+
+OVERLAP_US: Final = 24 * 3600 * 1_000_000
+"""How long an old secret works unless told (xai-api.md 21.1)."""
+PAGE: Final = 100
+PAGE_MAX: Final = 1000
+BODY_BYTES_MAX: Final = 1 << 20
+CLUSTER: Final = "jubal"
+UNITS: Final[dict[str, analytics.Unit]] = {
+    "TIME_UNIT_MONTH": "month",
+    "TIME_UNIT_CALENDAR_WEEK": "calendar_week",
+    "TIME_UNIT_DAY": "day",
+    "TIME_UNIT_HOUR": "hour",
+    "TIME_UNIT_NONE": "none",
+}
+AGGREGATIONS: Final[dict[str, analytics.Aggregation]] = {
+    "AGGREGATION_SUM": "sum",
+    "AGGREGATION_AVG": "avg",
+    "AGGREGATION_COUNT": "count",
+}
+ORIGINS: Final = {"purchase": "PURCHASE", "spend": "SPEND", "refund": "REFUND", "manual": "MANUAL"}
+
+
+class Routes:
+    """A table of paths with `{}` for each part that varies."""
+
+    def __init__(self) -> None:
+        self._paths: list[tuple[list[str], dict[str, Callable[..., Awaitable[None]]]]] = []
+
+    def add(self, method: str, path: str, handler: Callable[..., Awaitable[None]]) -> None:
+        """handler: takes the exchange and one text for each `{}`."""
+        parts = path.split("/")
+        for known, methods in self._paths:
+            if known == parts:
+                methods[method] = handler
+                return
+        self._paths.append((parts, {method: handler}))
+
+    def find(self, path: str) -> Mapping[str, Handler] | None:
+        parts = path.split("/")
+        for known, methods in self._paths:
+            if len(known) == len(parts) and all(a in ("{}", b) for a, b in zip(known, parts, strict=True)):
+                values = [part for name, part in zip(known, parts, strict=True) if name == "{}"]
+                if all(values):
+                    return {method: partial(_called, handler, values) for method, handler in methods.items()}
+        return None
+
+    def routes(self) -> set[tuple[str, str]]:
+        return {(method, "/".join(parts)) for parts, methods in self._paths for method in methods}
+
+
+async def _called(handler: Callable[..., Awaitable[None]], values: list[str], exchange: Exchange) -> None:
+    await handler(exchange, *values)
+
+
+class Own(Routes):
+    """GET /v1/api-key and /v1/me: what an inference key may know of itself."""
+
+    def __init__(self, store: Store, door: Door) -> None:
+        super().__init__()
+        self._store = store
+        self._door = door
+        self.add("GET", "/v1/api-key", self._key)
+        self.add("GET", "/v1/me", self._me)
+
+    async def _found(self, exchange: Exchange) -> tuple[Key, Team]:
+        caller = await self._door.identify(exchange)
+
+        def read(conn: Connection) -> tuple[Key, Team]:
+            key = keys.get(conn, caller.key_id)
+            return key, teams.get(conn, key.team_id)
+
+        return await self._store.run_read(read)
+
+    async def _key(self, exchange: Exchange) -> None:
+        key, team = await self._found(exchange)
+        await _answer(
+            exchange,
+            wire.OwnKey(
+                redacted_api_key=key.redacted,
+                user_id=key.user_id,
+                name=key.name,
+                create_time=wire.stamp(key.created_us),
+                modify_time=wire.stamp(key.modified_us),
+                modified_by=key.modified_by,
+                team_id=key.team_id,
+                acls=list(key.acls),
+                api_key_id=key.id,
+                team_blocked=team.blocked,
+                api_key_blocked=key.blocked,
+                api_key_disabled=key.disabled,
+            ),
+        )
+
+    async def _me(self, exchange: Exchange) -> None:
+        key, team = await self._found(exchange)
+        mine = wire.MyKey(key.redacted, key.id, key.blocked, key.disabled)
+        await _answer(exchange, wire.Me(key.user_id, key.team_id, "no_zdr", team.blocked, mine, None))
+
+
+class Management(Routes):
+    """For management keys. books: what the ledger says. now_us: microseconds since 1970."""
+
+    def __init__(
+        self,
+        store: Store,
+        door: Door,
+        pipeline: Pipeline,
+        books: Books,
+        *,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._door = door
+        self._pipeline = pipeline
+        self._books = books
+        self._now_us = now_us
+        self._add_keys()
+        self._add_billing()
+
+    def _add_keys(self) -> None:
+        of_team, of_key = "/auth/teams/{}", "/auth/api-keys/{}"
+        self.add("POST", f"{of_team}/api-keys", self._create)
+        self.add("GET", f"{of_team}/api-keys", self._list)
+        self.add("GET", of_key, self._get)
+        self.add("PUT", of_key, self._update)
+        self.add("DELETE", of_key, self._delete)
+        self.add("POST", f"{of_key}/rotate", self._rotate)
+        self.add("GET", f"{of_key}/propagation", self._propagation)
+        self.add("GET", f"{of_team}/models", self._models)
+        self.add("GET", f"{of_team}/endpoints", self._endpoints)
+        self.add("GET", "/auth/management-keys/validation", self._validation)
+        self.add("GET", "/auth/teams", self._teams)
+        self.add("GET", "/audit/teams/{}/events", self._events)
+
+    def _add_billing(self) -> None:
+        of_team = "/v1/billing/teams/{}"
+        self.add("GET", f"{of_team}/billing-info", self._billing_info)
+        self.add("POST", f"{of_team}/billing-info", self._set_billing_info)
+        self.add("GET", f"{of_team}/invoices", self._invoices)
+        self.add("GET", f"{of_team}/payment-method", self._payment_methods)
+        self.add("POST", f"{of_team}/payment-method/default", self._set_payment_method)
+        self.add("GET", f"{of_team}/postpaid/invoice/preview", self._preview)
+        self.add("GET", f"{of_team}/postpaid/spending-limits", self._limits)
+        self.add("POST", f"{of_team}/postpaid/spending-limits", self._set_limit)
+        self.add("GET", f"{of_team}/prepaid/balance", self._balance)
+        self.add("POST", f"{of_team}/prepaid/top-up", self._top_up)
+        self.add("POST", f"{of_team}/usage", self._usage)
+
+    # ------------------------------------------------------------------------------------------ what all of them do
+
+    async def _actor(self, exchange: Exchange) -> Actor:
+        caller = await self._door.identify(exchange, management=True)
+        return actor.of_key(caller, request_id=exchange.id, address=self._door.address(exchange))
+
+    async def _body(self, exchange: Exchange, decoder: msgspec.json.Decoder[T]) -> T:
+        if (exchange.header(b"content-type") or "").startswith("multipart/"):
+            raise UnsupportedMedia("Send the request as application/json.")
+        return decode(decoder, await exchange.body(BODY_BYTES_MAX))
+
+    async def _act(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """One act and its line in the audit log. Names of parameters at fault are those of this API."""
+        with _in_our_words():
+            return await self._store.run(fn, *args, **kwargs)
+
+    async def _read(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with _in_our_words():
+            return await self._store.run_read(fn, *args, **kwargs)
+
+    # ------------------------------------------------------------------------------------------ keys
+
+    async def _create(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        asked = await self._body(exchange, msgspec.json.Decoder(wire.CreateKey))
+        wire.refuse_qps(asked.qps)
+        key, secret = await self._act(
+            admin_keys.create,
+            who,
+            team_id=team_id,
+            name=asked.name,
+            acls=tuple(asked.acls or ()),  # without ACLs a key can do nothing (xai-api.md 2.2)
+            rpm=wire.whole(asked.qpm, "qpm"),
+            tpm=wire.whole(asked.tpm, "tpm"),
+            expires_us=_moment(asked.expire_time, "expireTime"),
+            now_us=self._now_us(),
+        )
+        await _answer(exchange, _key(key, secret))
+
+    async def _list(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        query = _Query(exchange)
+        size, wanted, now_us = query.page_size(), set(query.all("aclFilters")), self._now_us()
+        active = query.flag("activeOnly")
+
+        def only(key: Key) -> bool:
+            return (not wanted or not wanted.isdisjoint(key.acls)) and not (active and _is_idle(key, now_us))
+
+        found = await self._read(
+            admin_keys.listing,
+            who,
+            team_id=team_id,
+            limit=size + 1,
+            after=query.one("paginationToken"),
+            only=only,
+        )
+        more = found[size - 1].id if len(found) > size else msgspec.UNSET
+        await _answer(exchange, wire.ApiKeyList([_key(key) for key in found[:size]], more))
+
+    async def _get(self, exchange: Exchange, key_id: str) -> None:
+        who = await self._actor(exchange)
+        await _answer(exchange, _key(await self._read(admin_keys.get, who, key_id)))
+
+    async def _update(self, exchange: Exchange, key_id: str) -> None:
+        who = await self._actor(exchange)
+        changes = wire.changes_of(await self._body(exchange, msgspec.json.Decoder(wire.UpdateKey)))
+        key = await self._act(admin_keys.update, who, key_id, changes, now_us=self._now_us())
+        await _answer(exchange, _key(key))
+
+    async def _delete(self, exchange: Exchange, key_id: str) -> None:
+        who = await self._actor(exchange)
+        await self._act(admin_keys.delete, who, key_id, now_us=self._now_us())
+        await _answer(exchange, wire.Nothing())
+
+    async def _rotate(self, exchange: Exchange, key_id: str) -> None:
+        who = await self._actor(exchange)
+        body = await exchange.body(BODY_BYTES_MAX) or b"{}"
+        asked = decode(msgspec.json.Decoder(wire.RotateKey), body)
+        now_us = self._now_us()
+        until_us = _moment(asked.old_secret_expire_time, "oldSecretExpireTime")
+        key, secret = await self._act(
+            admin_keys.rotate,
+            who,
+            key_id,
+            overlap_us=OVERLAP_US if until_us is None else until_us - now_us,
+            expires_us=_moment(asked.expire_time, "expireTime"),
+            now_us=now_us,
+        )
+        await _answer(exchange, _key(key, secret))
+
+    async def _propagation(self, exchange: Exchange, key_id: str) -> None:
+        who = await self._actor(exchange)
+        known = await self._read(admin_keys.is_propagated, who, key_id, now_us=self._now_us())
+        await _answer(exchange, wire.Propagation({CLUSTER: known}))
+
+    async def _validation(self, exchange: Exchange) -> None:
+        caller = await self._door.identify(exchange, management=True)
+        key = await self._read(keys.get, caller.key_id)
+        await _answer(
+            exchange,
+            wire.ManagementKey(
+                api_key_id=key.id,
+                team_id=key.team_id,
+                scope="SCOPE_TEAM",
+                scope_id=key.team_id,
+                owner_user_id=key.user_id,
+                create_time=wire.stamp(key.created_us),
+                modify_time=wire.stamp(key.modified_us),
+                name=key.name,
+                acls=list(key.acls),
+                redacted_api_key=key.redacted,
+                ip_ranges=None,
+            ),
+        )
+
+    async def _teams(self, exchange: Exchange) -> None:
+        who = await self._actor(exchange)
+        found = await self._read(admin_teams.listing, who)
+        await _answer(
+            exchange,
+            wire.ManagedTeams(
+                [
+                    wire.ManagedTeam(team.id, team.name, wire.stamp(team.created_us), team.blocked, team.tier)
+                    for team in found
+                ]
+            ),
+        )
+
+    async def _endpoints(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        who.demand("ListPossibleEndpointAcls")
+        who.demand_team(team_id)
+        await _answer(
+            exchange,
+            wire.EndpointAcls(
+                [
+                    wire.EndpointAcl(f"api-key:endpoint:{name}", _description(name), "api-key", "endpoint", name)
+                    for name in ("*", *sorted(ENDPOINTS))
+                ]
+            ),
+        )
+
+    async def _models(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        who.demand("ListPossibleModels")
+        who.demand_team(team_id)
+        cluster = wire.ClusterConfig(
+            CLUSTER,
+            [_language_model(*offer) for offer in self._pipeline.offers("language")],
+            [_embedding_model(*offer) for offer in self._pipeline.offers("embedding")],
+            [],
+            [],
+            [],
+        )
+        await _answer(exchange, wire.ClusterConfigs([cluster]))
+
+    async def _events(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        query = _Query(exchange)
+        size = query.page_size()
+        found = await self._read(
+            log.listing,
+            who,
+            team_id=team_id,
+            begin_us=_moment(query.one("startTime"), "startTime") or 0,
+            end_us=_moment(query.one("endTime"), "endTime") or 2**62,
+            before=query.one("paginationToken"),
+            limit=size + 1,
+        )
+        more = found[size - 1].id if len(found) > size else msgspec.UNSET
+        await _answer(exchange, wire.AuditEvents([_event(act) for act in found[:size]], more))
+
+    # ------------------------------------------------------------------------------------------ billing
+
+    async def _billing_info(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        info = await self._read(billing.info, who, team_id)
+        await _answer(exchange, wire.BillingInfoAnswer(msgspec.convert(info, wire.BillingInfo)))
+
+    async def _set_billing_info(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        asked = await self._body(exchange, msgspec.json.Decoder(wire.SetBillingInfo))
+        info = msgspec.to_builtins(asked.billing_info)
+        await self._act(billing.set_info, who, team_id, info, now_us=self._now_us())
+        await _answer(exchange, wire.Nothing())
+
+    async def _payment_methods(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        await _answer(exchange, wire.PaymentMethods(await self._read(billing.payment_methods, who, team_id), None))
+
+    async def _set_payment_method(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        await self._body(exchange, msgspec.json.Decoder(wire.SetPaymentMethod))
+        raise await self._read(billing.no_payment, who, "SetDefaultPaymentMethod", team_id)
+
+    async def _top_up(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        await self._body(exchange, msgspec.json.Decoder(wire.TopUp))
+        raise await self._read(billing.no_payment, who, "TopUpOrGetExistingPendingChange", team_id)
+
+    async def _preview(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        bill, limit = await self._read(billing.preview, who, self._books, team_id, now_us=self._now_us())
+        left = await self._read(self._books.prepaid, team_id, self._now_us())
+        await _answer(exchange, _preview(bill, limit, left))
+
+    async def _invoices(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        query = _Query(exchange)
+        bills = await self._read(
+            billing.invoices,
+            who,
+            self._books,
+            team_id,
+            since=query.month("since") or 0,
+            only=query.month("billingCycle"),
+            now_us=self._now_us(),
+        )
+        wanted = set(query.all("invoiceIds.invoiceIds"))
+        invoices = [_invoice(bill) for bill in bills]
+        await _answer(exchange, wire.InvoiceList([one for one in invoices if not wanted or one.invoice_id in wanted]))
+
+    async def _limits(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        limit = await self._read(billing.limit, who, self._books, team_id)
+        val = None if limit is None else wire.Cents(wire.cents(limit))
+        await _answer(exchange, wire.SpendingLimits(wire.Limits(val, val, None, val)))
+
+    async def _set_limit(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        await self._body(exchange, msgspec.json.Decoder(wire.SetSpendingLimit))
+        raise await self._read(billing.no_limit, who, team_id)
+
+    async def _balance(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        prepaid = await self._read(billing.prepaid, who, self._books, team_id, now_us=self._now_us())
+        changes = [
+            wire.PrepaidChange(
+                team_id,
+                ORIGINS[change.kind],
+                "SUCCEEDED",
+                wire.Cents(wire.cents(-change.ticks)),
+                change.id,
+                "",
+                wire.stamp(change.created_us),
+            )
+            for change in prepaid.changes
+        ]
+        await _answer(exchange, wire.PrepaidBalance(changes, wire.Cents(wire.cents(-prepaid.left))))
+
+    async def _usage(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        asked = await self._body(exchange, msgspec.json.Decoder(wire.UsageQuery))
+        query = _query(asked.analytics_request)
+        series, truncated = await self._read(analytics.analyze, who, team_id, query)
+        await _answer(
+            exchange,
+            wire.UsageAnswer(
+                [
+                    wire.TimeSeries(
+                        list(one.group),
+                        list(one.group),
+                        [wire.DataPoint(wire.stamp(at_us), list(values)) for at_us, values in one.points],
+                    )
+                    for one in series
+                ],
+                truncated,
+            ),
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- queries
+
+
+class _Query:
+    """What stands after the `?`."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._values = parse_qs(exchange.scope["query_string"].decode("latin-1"), max_num_fields=1000)
+
+    def one(self, name: str) -> str | None:
+        return self._values[name][-1] if name in self._values else None
+
+    def all(self, name: str) -> list[str]:
+        return self._values.get(name, [])
+
+    def flag(self, name: str) -> bool:
+        text = (self.one(name) or "false").lower()
+        if text not in ("true", "false"):
+            raise _wrong(name, "true or false")
+        return text == "true"
+
+    def number(self, name: str, low: int, high: int) -> int | None:
+        """Raises `BadRequest` for what is no number of low..high."""
+        text = self.one(name)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high):
+            raise _wrong(name, f"a number of {low} to {high}")
+        return int(text)
+
+    def page_size(self) -> int:
+        return self.number("pageSize", 1, PAGE_MAX) or PAGE
+
+    def month(self, name: str) -> int | None:
+        """`NAME.year` and `NAME.month` as 202611."""
+        year, month = self.number(f"{name}.year", 1970, 9998), self.number(f"{name}.month", 1, 12)
+        if year is None and month is None:
+            return None
+        if year is None:
+            raise _wrong(f"{name}.year", "a year, with the month")
+        if month is None and name == "billingCycle":
+            raise _wrong(f"{name}.month", "a month, with the year")
+        return year * 100 + (month or 1)
+
+
+def _wrong(param: str, expected: str) -> BadRequest:
+    return BadRequest(f"`{param}`: expected {expected}.", param=param, code="invalid_value")
+
+
+def _moment(text: str | None, param: str) -> int | None:
+    return None if not text else wire.microseconds(text, param)
+
+
+PARAMS: Final = {
+    **{"rpm": "qpm", "expires": "expireTime", "overlap": "oldSecretExpireTime", "key_id": "api_key_id"},
+    **{"timezone": "analyticsRequest.timeRange.timezone", "timeRange": "analyticsRequest.timeRange"},
+}
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """The accounts' names of parameters as this API has them."""
+    try:
+        yield
+    except JubalError as error:
+        error.param = PARAMS.get(error.param or "", error.param)
+        raise
+
+
+def _query(asked: wire.AnalyticsRequest) -> Query:
+    """Raises `BadRequest` naming what this server can't answer."""
+    if asked.time_unit not in UNITS:
+        raise _wrong("analyticsRequest.timeUnit", f"one of {', '.join(UNITS)}: usage is kept by the hour")
+    if not asked.values:
+        raise _wrong("analyticsRequest.values", "at least one")
+    values = []
+    for index, value in enumerate(asked.values):
+        if value.name not in analytics.MEASURES:
+            raise _wrong(f"analyticsRequest.values[{index}].name", f"one of {', '.join(analytics.MEASURES)}")
+        if value.aggregation not in AGGREGATIONS:
+            raise _wrong(f"analyticsRequest.values[{index}].aggregation", f"one of {', '.join(AGGREGATIONS)}")
+        values.append((value.name, AGGREGATIONS[value.aggregation]))
+    if len(set(asked.group_by)) < len(asked.group_by) or set(asked.group_by) - set(analytics.GROUPS):
+        raise _wrong("analyticsRequest.groupBy", f"different ones of {', '.join(analytics.GROUPS)}")
+    with _in_our_words():
+        zone = analytics.zone_of(asked.time_range.timezone)
+    begin_us, end_us = (
+        _local(text, zone, f"analyticsRequest.timeRange.{name}")
+        for name, text in (("startTime", asked.time_range.start_time), ("endTime", asked.time_range.end_time))
+    )
+    filters = _filters(asked.filters)
+    return Query(begin_us, end_us, zone, UNITS[asked.time_unit], tuple(values), tuple(asked.group_by), **filters)
+
+
+def _local(text: str, zone: Any, param: str) -> int:
+    """A time of the query's zone, unless it names one itself."""
+    from datetime import datetime
+
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=zone)
+        if not 1970 <= moment.year <= 9000:
+            raise ValueError(text)
+        return int(moment.timestamp()) * 1_000_000
+    except (ValueError, OverflowError):
+        raise _wrong(param, "a time such as 2026-10-01 00:00:00") from None
+
+
+def _filters(texts: list[str]) -> dict[str, tuple[str, ...]]:
+    """`api_key_id:ID` and `description:MODEL`, `NOT ` before it for all but these. Several of one field: any of them."""
+    names = {"api_key_id": "keys", "description": "models"}
+    found: dict[str, tuple[str, ...]] = {}
+    for index, text in enumerate(texts):
+        name, colon, value = text.removeprefix("NOT ").partition(":")
+        if name not in names or not colon or not value or value[0] in "<>":
+            raise _wrong(f"analyticsRequest.filters[{index}]", f"FIELD:VALUE with a field of {', '.join(names)}")
+        where = ("not_" if text.startswith("NOT ") else "") + names[name]
+        found[where] = (*found.get(where, ()), value)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- rendering
+
+
+async def _answer(exchange: Exchange, body: msgspec.Struct) -> None:
+    await exchange.reply(200, msgspec.json.encode(body))
+
+
+def _key(key: Key, secret: str | None = None) -> wire.ApiKey:
+    return wire.ApiKey(
+        redacted_api_key=key.redacted,
+        user_id=key.user_id,
+        name=key.name,
+        create_time=wire.stamp(key.created_us),
+        modify_time=wire.stamp(key.modified_us),
+        modified_by=key.modified_by,
+        team_id=key.team_id,
+        api_key_id=key.id,
+        disabled=key.disabled,
+        blocked=key.blocked,
+        expire_time=None if key.expires_us is None else wire.stamp(key.expires_us),
+        last_use_time=None if key.last_used_us is None else wire.stamp(key.last_used_us),
+        qps=None,
+        qpm=key.rpm,
+        tpm=None if key.tpm is None else str(key.tpm),
+        acl_strings=list(key.acls),
+        api_key=msgspec.UNSET if secret is None else secret,
+    )
+
+
+def _is_idle(key: Key, now_us: int) -> bool:
+    return key.disabled or key.blocked or (key.expires_us is not None and key.expires_us <= now_us)
+
+
+def _description(endpoint: str) -> str:
+    return "Every endpoint." if endpoint == "*" else f"The {endpoint} endpoint."
+
+
+def _language_model(model: Model, weights: Weights) -> wire.ClusterLanguageModel:
+    return wire.ClusterLanguageModel(
+        name=model.name,
+        version=weights.name,
+        input_modalities=[kind.upper() for kind in model.input if kind in weights.input],
+        output_modalities=["TEXT"],
+        prompt_text_token_price=str(model.price.input),
+        prompt_image_token_price=str(model.price.input if "image" in model.input and "image" in weights.input else 0),
+        cached_prompt_token_price=str(model.price.cached_input),
+        completion_text_token_price=str(model.price.output),
+        rpm="0",
+        tpm="0",
+        cluster=CLUSTER,
+        max_prompt_length=real_context(model, weights) or 0,
+        aliases=list(model.aliases),
+        features=wire.Features(weights.tools, weights.json, model.reasoning),
+    )
+
+
+def _embedding_model(model: Model, weights: Weights) -> wire.ClusterEmbeddingModel:
+    return wire.ClusterEmbeddingModel(
+        name=model.name,
+        version=weights.name,
+        input_modalities=["TEXT"],
+        output_modalities=["EMBEDDING"],
+        prompt_text_token_price=str(model.price.input),
+        cluster=CLUSTER,
+        aliases=list(model.aliases),
+    )
+
+
+def _event(act: Act) -> wire.AuditEvent:
+    return wire.AuditEvent(
+        event_id=act.id,
+        time=wire.stamp(act.created_us),
+        actor=wire.AuditActor(act.actor_kind, act.actor_id, act.actor_name),
+        action=act.action,
+        resource=wire.AuditResource(act.resource, act.resource_id),
+        team_id=act.team_id,
+        before=None if act.before is None else dict(act.before),
+        after=None if act.after is None else dict(act.after),
+        request_id=act.request_id,
+        address=act.address,
+    )
+
+
+def _lines(bill: Bill) -> list[wire.InvoiceLine]:
+    return [
+        wire.InvoiceLine(
+            cluster_name=CLUSTER,
+            description=line.description,
+            unit_type=line.unit,
+            unit_price=str(round(line.ticks * 1_000_000 / wire.CENT / line.quantity) if line.quantity else 0),
+            num_units=str(line.quantity),
+            amount=wire.cents(line.ticks),
+        )
+        for line in bill.lines
+    ]
+
+
+def _cycle(month: int) -> wire.BillingCycle:
+    return wire.BillingCycle(month // 100, month % 100)
+
+
+def _preview(bill: Bill, limit: int | None, prepaid: Prepaid) -> wire.InvoicePreview:
+    total = wire.cents(bill.total)
+    return wire.InvoicePreview(
+        wire.CoreInvoice(
+            lines=_lines(bill),
+            amount_before_vat=total,
+            vat_cost="0",
+            amount_after_vat=total,
+            auto_credits_issued="0",
+            default_credits_issued=wire.cents(bill.from_free),
+            total_with_corr=wire.Cents(wire.cents(bill.due)),
+            prepaid_credits=wire.Cents(wire.cents(-prepaid.left)),
+            prepaid_credits_used=wire.Cents(wire.cents(bill.from_prepaid)),
+        ),
+        effective_spending_limit=None if limit is None else wire.cents(limit),
+        default_credits=wire.cents(bill.from_free),
+        billing_cycle=_cycle(bill.month),
+    )
+
+
+def _invoice(bill: Bill) -> wire.Invoice:
+    name = f"{bill.month // 100}-{bill.month % 100:02}"
+    return wire.Invoice(
+        team_id=bill.team_id,
+        invoice_id=f"{bill.team_id}:{name}",
+        invoice_number=name,
+        create_time=wire.stamp(ledger.first_us(ledger.next_month(bill.month))),
+        invoice_status="PENDING" if bill.due else "PAID",
+        billing_cycle=_cycle(bill.month),
+        lines=_lines(bill),
+        subtotal=wire.cents(bill.total),
+        tax="0",
+        total=wire.cents(bill.due),
+    )

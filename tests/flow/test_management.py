@@ -1,0 +1,484 @@
+"""The management API and the keys of really started servers, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jubal.accounts import tables
+from jubal.accounts.store import Store
+from jubal.wire.management import OPERATIONS
+from tests.accounts.conftest import postgres, postgres_url  # noqa: F401
+from tests.openapi_schemas import Described
+from tests.server import ECHO, Server, jubal, running
+
+TAKES_EFFECT_S = 2.0
+"""On every gateway."""
+
+
+class Managed:
+    """A server, and a management key of its default team."""
+
+    def __init__(self, server: Server, described: Described) -> None:
+        self.server = server
+        made = server.command("keys", "create", "--name", "boss", "--management")
+        self.secret: str = made["key"]
+        self.key_id: str = made["id"]
+        self.team: str = made["team_id"]
+        self.described = described
+
+    def __call__(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
+        status, headers, answer = self.server.request(
+            method, path.replace("{team_id}", self.team), body, key=key or self.secret
+        )
+        assert headers["x-request-id"]
+        return status, answer
+
+    def ok(self, method: str, path: str, body: Any = None, *, answers: str) -> Any:
+        """A 200 that keeps to its description."""
+        status, answer = self(method, path, body)
+        assert status == 200, answer
+        self.described.check(answers, json.dumps(answer))
+        return answer
+
+    def refused(self, method: str, path: str, body: Any = None) -> tuple[int, str, str | None]:
+        status, answer = self(method, path, body)
+        error = answer["error"]
+        assert set(error) <= {"message", "type", "code", "param"}
+        return status, error["code"], error.get("param")
+
+    def make(self, **fields: Any) -> dict[str, Any]:
+        wanted = {"name": "k", "acls": ["api-key:endpoint:*", "api-key:model:*"], **fields}
+        made: dict[str, Any] = self.ok("POST", "/auth/teams/{team_id}/api-keys", wanted, answers="ApiKey")
+        return made
+
+    def chat(self, secret: str) -> tuple[int, Any]:
+        return self("POST", "/v1/chat/completions", CHAT, key=secret)
+
+
+CHAT = {"model": "grok-4", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 8}
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def managed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+    config = ECHO
+    if request.param == "postgres":
+        import psycopg
+
+        server = request.getfixturevalue("postgres")
+        with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+            admin.execute("CREATE DATABASE managed")
+        config += f'[store]\nurl = "{server.get_uri(database="managed")}"\n'
+    with running(tmp_path_factory.mktemp("managed") / "home", config=config) as started:
+        yield Managed(started, Described(OPERATIONS))
+
+
+def until_refused(ask: Any) -> tuple[int, Any]:
+    """The first answer that is no 200. That it comes in two seconds is shown with a clock of the test's own in
+    tests/accounts/test_keys.py; here a busy machine gets all the time it needs."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        status, answer = ask()
+        if status != 200:
+            return status, answer
+        time.sleep(0.05)
+    raise AssertionError("still 200 after a minute")
+
+
+def test_the_life_of_a_key(managed: Managed) -> None:
+    made = managed.make(name="ci", qpm=60, tpm="100000")
+    assert (made["name"], made["qpm"], made["tpm"], made["disabled"]) == ("ci", 60, "100000", False)
+    assert made["redactedApiKey"] == f"xai-...{made['apiKey'][-4:]}"
+    path = f"/auth/api-keys/{made['apiKeyId']}"
+    assert managed.chat(made["apiKey"])[0] == 200
+    assert "apiKey" not in managed.ok("GET", path, answers="ApiKey")
+
+    body = {"apiKey": {"name": "ci-2", "tpm": "5"}, "fieldMask": "name,qpm"}
+    changed = managed.ok("PUT", path, body, answers="ApiKey")
+    assert (changed["name"], changed["qpm"], changed["tpm"]) == ("ci-2", None, "100000"), "only what the mask names"
+
+    rotated = managed.ok("POST", f"{path}/rotate", {}, answers="ApiKey")
+    assert rotated["apiKeyId"] == made["apiKeyId"]
+    assert managed.chat(rotated["apiKey"])[0] == 200
+    time.sleep(TAKES_EFFECT_S)
+    assert managed.chat(made["apiKey"])[0] == 200, "the old secret works on"
+    assert managed.ok("GET", f"{path}/propagation", answers="Propagation") == {"icPropagation": {"jubal": True}}
+
+    managed.ok("PUT", path, {"apiKey": {"disabled": True}, "fieldMask": "disabled"}, answers="ApiKey")
+    status, answer = until_refused(lambda: managed.chat(rotated["apiKey"]))
+    assert (status, answer["error"]["code"]) == (403, "key_disabled")
+    assert managed.ok("DELETE", path, answers="Nothing") == {}
+    status, answer = until_refused(lambda: managed.chat(rotated["apiKey"]))
+    assert managed.refused("GET", path) == (404, "key_not_found", "api_key_id")
+
+
+def test_pages_and_filters(managed: Managed) -> None:
+    acl = "api-key:model:only-here"
+    ids = [managed.make(name=f"p{n}", acls=[acl])["apiKeyId"] for n in range(5)]
+    managed.ok(
+        "PUT", f"/auth/api-keys/{ids[0]}", {"apiKey": {"disabled": True}, "fieldMask": "disabled"}, answers="ApiKey"
+    )
+    path = "/auth/teams/{team_id}/api-keys?pageSize=2&activeOnly=true&aclFilters=" + acl
+    seen, token = [], ""
+    for _ in range(4):
+        page = managed.ok("GET", path + token, answers="ApiKeyList")
+        seen += [key["apiKeyId"] for key in page["apiKeys"]]
+        assert len(page["apiKeys"]) <= 2
+        if "paginationToken" not in page:
+            break
+        token = f"&paginationToken={page['paginationToken']}"
+    assert seen == ids[1:]
+    everything = managed.ok("GET", "/auth/teams/{team_id}/api-keys?pageSize=1000", answers="ApiKeyList")["apiKeys"]
+    assert managed.key_id not in [key["apiKeyId"] for key in everything], "management keys are not among them"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code", "param"),
+    [
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": ""}, 400, "invalid_name", "name"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {}, 422, "missing_field", "name"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": 3}, 422, "invalid_type", "name"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "acls": ["chat"]}, 400, "invalid_request", "acls"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": 3}, 400, "unsupported_parameter", "qps"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qpm": -3}, 400, "invalid_request", "qpm"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "tpm": "x"}, 400, "invalid_value", "tpm"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "soon"}, 400, "invalid_value", "expireTime"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "2020-01-01T00:00:00Z"}, 400, "expires_in_the_past", "expireTime"),
+        ("POST", "/auth/teams/{team_id}/api-keys", b"{", 400, "invalid_json", None),
+        ("GET", "/auth/teams/{team_id}/api-keys?pageSize=0", None, 400, "invalid_value", "pageSize"),
+        ("GET", "/auth/teams/{team_id}/api-keys?activeOnly=maybe", None, 400, "invalid_value", "activeOnly"),
+        ("GET", "/auth/teams/other/api-keys", None, 403, "other_team", "team_id"),
+        ("POST", "/auth/teams/other/api-keys", {"name": "a"}, 403, "other_team", "team_id"),
+        ("GET", "/auth/teams/other/models", None, 403, "other_team", "team_id"),
+        ("GET", "/audit/teams/other/events", None, 403, "other_team", "team_id"),
+        ("POST", "/v1/billing/teams/other/usage", {"analyticsRequest": {"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02"}, "values": [{"name": "usd"}]}}, 403, "other_team", "team_id"),
+        ("GET", "/v1/billing/teams/other/prepaid/balance", None, 403, "other_team", "team_id"),
+        ("PUT", "/auth/api-keys/nobody", {"apiKey": {"name": "a"}}, 404, "key_not_found", "api_key_id"),
+        ("PUT", "/auth/api-keys/nobody", {"apiKey": {}}, 400, "missing_field", "apiKey"),
+        ("PUT", "/auth/api-keys/nobody", {"apiKey": {}, "fieldMask": "secret"}, 400, "invalid_value", "fieldMask"),
+        ("PUT", "/auth/api-keys/nobody", {"apiKey": {}, "fieldMask": "name"}, 400, "missing_field", "apiKey.name"),
+        ("POST", "/auth/api-keys/nobody/rotate", None, 404, "key_not_found", "api_key_id"),
+        ("DELETE", "/auth/api-keys/nobody", None, 404, "key_not_found", "api_key_id"),
+        ("POST", "/auth/api-keys/nobody", None, 405, "method_not_allowed", None),
+        ("GET", "/auth/api-keys", None, 404, "unknown_url", None),
+        ("GET", "/audit/teams/{team_id}/events?paginationToken=x", None, 400, "invalid_value", "paginationToken"),
+        ("GET", "/v1/billing/teams/{team_id}/invoices?since.month=3", None, 400, "invalid_value", "since.year"),
+        ("POST", "/v1/billing/teams/{team_id}/prepaid/top-up", {"amount": {"val": "2500"}}, 404, "no_payment_method", "amount"),
+        ("POST", "/v1/billing/teams/{team_id}/payment-method/default", {"paymentMethodId": "x"}, 404, "no_payment_method", "paymentMethodId"),
+        ("POST", "/v1/billing/teams/{team_id}/postpaid/spending-limits", {"desiredSoftSpendingLimit": {"val": 1}}, 400, "limit_is_fixed", "desiredSoftSpendingLimit"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    managed: Managed, method: str, path: str, body: Any, status: int, code: str, param: str | None
+) -> None:
+    assert managed.refused(method, path, body) == (status, code, param)
+
+
+def test_an_overlap_has_a_bound(managed: Managed) -> None:
+    key_id = managed.make()["apiKeyId"]
+    late = (datetime.now(UTC) + timedelta(days=8)).isoformat()
+    body = {"oldSecretExpireTime": late}
+    path = f"/auth/api-keys/{key_id}/rotate"
+    assert managed.refused("POST", path, body) == (400, "out_of_range", "oldSecretExpireTime")
+
+
+def test_each_kind_of_key_has_its_own_door(managed: Managed) -> None:
+    status, answer = managed.chat(managed.secret)
+    assert (status, answer["error"]["code"]) == (403, "management_key")
+    for operation in OPERATIONS:
+        if operation.management:
+            path = operation.path.replace("{team_id}", managed.team).replace("{api_key_id}", "x")
+            status, answer = managed(operation.method, path, {}, key=managed.server.key)
+            assert (status, answer["error"]["code"]) == (403, "not_management_key"), operation.path
+            status, answer = managed(operation.method, path, {}, key="xai-token-nobody")
+            assert (status, answer["error"]["code"]) == (401, "invalid_api_key"), operation.path
+
+
+CALLS = {
+    "ListApiKeys": ("GET", "/auth/teams/{team_id}/api-keys"),
+    "CreateApiKey": ("POST", "/auth/teams/{team_id}/api-keys"),
+    "UpdateApiKey": ("PUT", "/auth/api-keys/{key}"),
+    "RotateApiKey": ("POST", "/auth/api-keys/{key}/rotate"),
+    "CheckApiKeyPropagation": ("GET", "/auth/api-keys/{key}/propagation"),
+    "ListPossibleModels": ("GET", "/auth/teams/{team_id}/models"),
+    "ListPossibleEndpointAcls": ("GET", "/auth/teams/{team_id}/endpoints"),
+    "ListTeams": ("GET", "/auth/teams"),
+    "ListAuditEvents": ("GET", "/audit/teams/{team_id}/events"),
+    "GetBillingInfo": ("GET", "/v1/billing/teams/{team_id}/billing-info"),
+    "SetBillingInfo": ("POST", "/v1/billing/teams/{team_id}/billing-info"),
+    "ListInvoices": ("GET", "/v1/billing/teams/{team_id}/invoices"),
+    "ListPaymentMethods": ("GET", "/v1/billing/teams/{team_id}/payment-method"),
+    "SetDefaultPaymentMethod": ("POST", "/v1/billing/teams/{team_id}/payment-method/default"),
+    "GetAmountToPay": ("GET", "/v1/billing/teams/{team_id}/postpaid/invoice/preview"),
+    "GetSpendingLimits": ("GET", "/v1/billing/teams/{team_id}/postpaid/spending-limits"),
+    "SetSoftSpendingLimit": ("POST", "/v1/billing/teams/{team_id}/postpaid/spending-limits"),
+    "ListPrepaidBalanceChanges": ("GET", "/v1/billing/teams/{team_id}/prepaid/balance"),
+    "TopUpOrGetExistingPendingChange": ("POST", "/v1/billing/teams/{team_id}/prepaid/top-up"),
+    "AnalyzeBillingItems": ("POST", "/v1/billing/teams/{team_id}/usage"),
+    "DeleteApiKey": ("DELETE", "/auth/api-keys/{key}"),
+}
+BODIES: dict[str, Any] = {
+    "CreateApiKey": {"name": "n"},
+    "UpdateApiKey": {"apiKey": {"name": "n"}},
+    "SetBillingInfo": {"billingInfo": {"name": "n"}},
+    "SetDefaultPaymentMethod": {"paymentMethodId": "x"},
+    "SetSoftSpendingLimit": {"desiredSoftSpendingLimit": {"val": "1"}},
+    "TopUpOrGetExistingPendingChange": {"amount": {"val": "1"}},
+    "AnalyzeBillingItems": {
+        "analyticsRequest": {"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02"}, "values": [{"name": "usd"}]}
+    },
+}  # fmt: skip
+
+
+def test_every_call_has_an_acl_of_its_own(managed: Managed) -> None:
+    """With the ACL of one call a management key can make that call, and no other."""
+    from jubal.accounts.acl import CALLS as KNOWN
+
+    assert set(CALLS) == KNOWN
+    for allowed in ("ListApiKeys", "SetBillingInfo", "AnalyzeBillingItems", "ListAuditEvents"):
+        acl = f"team-token:endpoint:{allowed}"
+        secret = managed.server.command("keys", "create", "--name", allowed, "--management", "--acl", acl)["key"]
+        key_id = managed.make()["apiKeyId"]
+        for call, (method, path) in CALLS.items():
+            status, answer = managed(method, path.replace("{key}", key_id), BODIES.get(call), key=secret)
+            if call == allowed:
+                assert status == 200, (call, answer)
+            else:
+                assert (status, answer["error"]["code"]) == (403, "call_not_allowed"), (allowed, call)
+
+
+def test_keys_of_others_can_not_be_managed(managed: Managed) -> None:
+    server = managed.server
+    team = server.command("teams", "create", "--name", "red")
+    theirs = server.command("keys", "create", "--name", "theirs", "--team", "red")
+    boss = server.command("keys", "create", "--name", "red boss", "--team", "red", "--management")
+    for key_id in (theirs["id"], managed.key_id):  # another team's; a management key, its own even
+        for call in ("UpdateApiKey", "RotateApiKey", "CheckApiKeyPropagation", "DeleteApiKey"):
+            method, path = CALLS[call]
+            found = managed.refused(method, path.replace("{key}", key_id), BODIES.get(call))
+            assert found == (404, "key_not_found", "api_key_id"), call
+    status, answer = managed("GET", "/auth/teams", key=boss["key"])
+    assert (status, [one["teamId"] for one in answer["teams"]]) == (200, [team["id"]])
+    status, answer = managed("GET", f"/auth/teams/{team['id']}/api-keys", key=boss["key"])
+    assert [key["apiKeyId"] for key in answer["apiKeys"]] == [theirs["id"]]
+
+
+def test_ones_own_key(managed: Managed) -> None:
+    made = managed.make(name="mine")
+    status, key = managed("GET", "/v1/api-key", key=made["apiKey"])
+    assert status == 200
+    managed.described.check("OwnKey", json.dumps(key))
+    assert (key["api_key_id"], key["name"], key["acls"]) == (made["apiKeyId"], "mine", made["aclStrings"])
+    assert (key["team_blocked"], key["api_key_blocked"], key["api_key_disabled"]) == (False, False, False)
+    assert datetime.fromisoformat(key["create_time"]).tzinfo is not None
+    status, me = managed("GET", "/v1/me", key=made["apiKey"])
+    assert status == 200
+    managed.described.check("Me", json.dumps(me))
+    assert (me["team_id"], me["zdr_status"], me["oauth"]) == (managed.team, "no_zdr", None)
+    assert me["api_key"]["api_key_id"] == made["apiKeyId"]
+    for path in ("/v1/api-key", "/v1/me"):
+        assert managed.refused("GET", path)[:2] == (403, "management_key")
+
+
+def test_usage_is_summed(managed: Managed) -> None:
+    made = managed.make(name="user")
+    costs = []
+    for _ in range(3):
+        status, answer = managed.chat(made["apiKey"])
+        assert status == 200
+        costs.append(answer["usage"]["cost_in_usd_ticks"])
+    today = datetime.now(UTC).date()
+    request = {
+        "timeRange": {"startTime": f"{today - timedelta(days=2)} 00:00:00", "endTime": f"{today + timedelta(days=1)} 00:00:00"},
+        "timeUnit": "TIME_UNIT_DAY",
+        "values": [{"name": "usd", "aggregation": "AGGREGATION_SUM"}, {"name": "requests"}],
+        "groupBy": ["api_key_id", "description"],
+        "filters": [f"api_key_id:{made['apiKeyId']}"],
+    }  # fmt: skip
+    path = "/v1/billing/teams/{team_id}/usage"
+    answer = managed.ok("POST", path, {"analyticsRequest": request}, answers="UsageAnswer")
+    (series,) = answer["timeSeries"]
+    assert series["group"] == [made["apiKeyId"], "grok-4"]
+    assert [point["values"] for point in series["dataPoints"][:2]] == [[0.0, 0.0], [0.0, 0.0]], "one for each day"
+    assert series["dataPoints"][2]["values"] == [pytest.approx(sum(costs) / 1e10), 3]
+    assert answer["limitReached"] is False
+    (row,) = managed.server.command("usage", "--by", "model", "--key", made["apiKeyId"])
+    assert (row["requests"], row["cost_in_usd_ticks"]) == (3, sum(costs))
+    preview = managed.ok("GET", "/v1/billing/teams/{team_id}/postpaid/invoice/preview", answers="InvoicePreview")
+    assert {"grok-4 input tokens", "grok-4 output tokens"} <= {
+        line["description"] for line in preview["coreInvoice"]["lines"]
+    }
+    managed.server.command("credits", "add", "--team", managed.team, "--usd", "25")
+    balance = managed.ok("GET", "/v1/billing/teams/{team_id}/prepaid/balance", answers="PrepaidBalance")
+    assert balance["total"] == {"val": "-2500"}, "the sign is inverted"
+    assert [(one["changeOrigin"], one["amount"]) for one in balance["changes"]] == [("PURCHASE", {"val": "-2500"})]
+    managed.ok("GET", "/v1/billing/teams/{team_id}/invoices", answers="InvoiceList")
+    managed.ok("GET", "/v1/billing/teams/{team_id}/prepaid/balance", answers="PrepaidBalance")
+    managed.ok("GET", "/v1/billing/teams/{team_id}/postpaid/spending-limits", answers="SpendingLimits")
+    managed.ok("GET", "/v1/billing/teams/{team_id}/payment-method", answers="PaymentMethods")
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"timeUnit": "TIME_UNIT_SECOND"}, "timeUnit"),
+        ({"values": []}, "values"),
+        ({"values": [{"name": "joy"}]}, "values[0].name"),
+        ({"values": [{"name": "usd", "aggregation": "AGGREGATION_P99"}]}, "values[0].aggregation"),
+        ({"groupBy": ["weather"]}, "groupBy"),
+        ({"filters": ["api_key_id"]}, "filters[0]"),
+        ({"timeRange": {"startTime": "x", "endTime": "2026-10-02"}}, "timeRange.startTime"),
+        ({"timeRange": {"startTime": "2026-10-02", "endTime": "2026-10-01"}}, "timeRange"),
+        ({"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02", "timezone": "Mars"}}, "timeRange.timezone"),
+        (
+            {"timeUnit": "TIME_UNIT_HOUR", "timeRange": {"startTime": "1990-01-01", "endTime": "2026-01-01"}},
+            "timeRange",
+        ),
+    ],
+)
+def test_usage_that_can_not_be_told(managed: Managed, change: dict[str, Any], param: str) -> None:
+    request = {**BODIES["AnalyzeBillingItems"]["analyticsRequest"], **change}
+    status, _, found = managed.refused("POST", "/v1/billing/teams/{team_id}/usage", {"analyticsRequest": request})
+    assert (status, found) == (400, f"analyticsRequest.{param}")
+
+
+def test_billing_info_is_kept(managed: Managed) -> None:
+    path = "/v1/billing/teams/{team_id}/billing-info"
+    info = {"name": "Example Ltd", "email": "a@example.com", "address": {"city": "Paris", "postalCode": "75001"}}
+    assert managed.ok("POST", path, {"billingInfo": info}, answers="Nothing") == {}
+    found = managed.ok("GET", path, answers="BillingInfoAnswer")["billingInfo"]
+    assert (found["name"], found["address"]["city"], found["address"]["postalCode"]) == (
+        "Example Ltd",
+        "Paris",
+        "75001",
+    )
+
+
+def test_what_acls_may_name(managed: Managed) -> None:
+    answer = managed.ok("GET", "/auth/teams/{team_id}/endpoints", answers="EndpointAcls")
+    assert "api-key:endpoint:chat" in [one["acl"] for one in answer["acls"]]
+    answer = managed.ok("GET", "/auth/teams/{team_id}/models", answers="ClusterConfigs")
+    models = {one["name"]: one for one in answer["clusterConfigs"][0]["languageModels"]}
+    assert models["grok-4"]["promptTextTokenPrice"] == "30000"
+    key = managed.ok("GET", "/auth/management-keys/validation", answers="ManagementKey")
+    assert (key["apiKeyId"], key["scopeId"], key["acls"]) == (managed.key_id, managed.team, ["team-token:endpoint:*"])
+
+
+def test_acts_are_written_down(managed: Managed) -> None:
+    made = managed.make(name="watched")
+    status, headers, _ = managed.server.request(
+        "PUT",
+        f"/auth/api-keys/{made['apiKeyId']}",
+        {"apiKey": {"name": "renamed"}},
+        key=managed.secret,
+        headers={"x-forwarded-for": "198.51.100.7"},
+    )
+    assert status == 200
+    managed.server.command("keys", "block", made["apiKeyId"])
+    answer = managed.ok("GET", "/audit/teams/{team_id}/events?pageSize=2", answers="AuditEvents")
+    blocked, renamed = answer["events"]
+    assert (blocked["action"], blocked["actor"]["kind"]) == ("keys.block", "operator")
+    assert (renamed["action"], renamed["actor"]["id"]) == ("keys.update", managed.key_id)
+    assert (renamed["before"], renamed["after"]) == ({"name": "watched"}, {"name": "renamed"})
+    assert renamed["requestId"] == headers["x-request-id"]
+    assert renamed["address"] == "127.0.0.1", "no proxy is trusted here"
+    page = f"/audit/teams/{{team_id}}/events?pageSize=1&paginationToken={answer['paginationToken']}"
+    older = managed.ok("GET", page, answers="AuditEvents")["events"]
+    assert older[0]["action"] == "keys.create"
+    acts = managed.server.command("audit", "--limit", "3")
+    assert [act["action"] for act in acts] == ["keys.create", "keys.update", "keys.block"]
+    told = json.dumps([answer, older, acts])
+    assert made["apiKey"] not in told
+    assert managed.secret not in told
+    assert made["apiKey"] not in managed.server.log.read_text()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_changes_reach_the_other_gateway_in_two_seconds(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    url = request.getfixturevalue("postgres_url") if kind == "postgres" else f"sqlite:///{tmp_path}/shared.db"
+    config = ECHO + f'[store]\nurl = "{url}"\n'
+    with running(tmp_path / "one", config=config) as one, running(tmp_path / "two", config=config) as two:
+        changes = {
+            "disable": (("keys", "disable"), "key_disabled"),
+            "block": (("keys", "block"), "key_blocked"),
+            "rotate": (("keys", "rotate"), "invalid_api_key"),
+            "delete": (("keys", "delete"), "invalid_api_key"),
+            "expire": (("keys", "update", "--expires", "20s"), "key_expired"),
+        }
+        made = {name: one.command("keys", "create", "--name", name) for name in changes}
+        for name, (command, code) in changes.items():
+            secret = made[name]["key"]
+
+            def ask(secret: str = secret) -> tuple[int, Any]:
+                status, _, answer = two.request("POST", "/v1/chat/completions", CHAT, key=secret)
+                return status, answer
+
+            assert ask()[0] == 200
+            done = jubal(*command, made[name]["id"], "--json", home=one.home, JUBAL_CONFIG=str(one.config))
+            assert done.returncode == 0, done.stderr
+            _, answer = until_refused(ask)
+            assert answer["error"]["code"] == code
+        team = one.command("teams", "create", "--name", "red")
+        secret = one.command("keys", "create", "--name", "theirs", "--team", "red")["key"]
+
+        def ask_as_red() -> tuple[int, Any]:
+            status, _, answer = two.request("POST", "/v1/chat/completions", CHAT, key=secret)
+            return status, answer
+
+        assert ask_as_red()[0] == 200
+        jubal("teams", "block", team["id"], home=one.home, JUBAL_CONFIG=str(one.config))
+        assert until_refused(ask_as_red)[1]["error"]["code"] == "team_blocked"
+
+
+def test_old_secrets_end_with_their_overlap(tmp_path: Path) -> None:
+    with running(tmp_path / "home", config=ECHO) as server:
+        made = server.command("keys", "create", "--name", "a")
+        rotated = server.command("keys", "rotate", made["id"], "--overlap", "1h")
+
+        def ask(secret: str) -> tuple[int, Any]:
+            status, _, answer = server.request("POST", "/v1/chat/completions", CHAT, key=secret)
+            return status, answer
+
+        assert ask(made["key"])[0] == ask(rotated["key"])[0] == 200
+        assert len(server.command("keys", "show", made["id"])["old_secrets_until"]) == 1
+        with Store.open(f"sqlite:///{server.home}/jubal.db") as store:  # an hour goes by
+            store.transact(
+                lambda conn: conn.execute(tables.old_secrets.update().values(until_us=time.time_ns() // 1000))
+            )
+        status, answer = until_refused(lambda: ask(made["key"]))
+        assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+        assert ask(rotated["key"])[0] == 200
+
+
+def test_wrong_keys_are_slowed_down_and_good_ones_are_not(tmp_path: Path) -> None:
+    """A good key that comes from the same address, for the first time, in the middle of an attack."""
+    config = "[server]\nwrong_key_delay_s = 30\n" + ECHO
+    with running(tmp_path / "home", config=config) as server:
+        fresh = server.command("keys", "create", "--name", "fresh")["key"]
+
+        def guess(number: int) -> tuple[int, Any]:
+            status, _, answer = server.request("GET", "/v1/models", key=f"xai-wrong{number}", timeout=100)
+            return status, answer["error"]["code"]
+
+        assert {guess(n) for n in range(20)} == {(401, "invalid_api_key")}
+        with ThreadPoolExecutor(60) as pool:
+            guesses = [pool.submit(guess, n) for n in range(20, 80)]
+            until = time.monotonic() + 20
+            while sum(one.done() for one in guesses) < 30 and time.monotonic() < until:
+                time.sleep(0.05)  # most are refused at once, as so many are held back already
+            refused = [one.result() for one in guesses if one.done()]
+            assert (429, "too_many_wrong_keys") in refused
+            assert sum(not one.done() for one in guesses) >= 1, "some are held back"
+            status, _, _ = server.request("POST", "/v1/chat/completions", CHAT, key=fresh)
+            assert status == 200
+            assert sum(not one.done() for one in guesses) >= 1, "the good key did not wait for them"
+            server.kill()
