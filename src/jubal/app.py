@@ -350,6 +350,7 @@ class Jubal:
     credit: Credit
     deferred: Deferred
     watch: Watch
+    door: Door
     http: HttpApp
     memory: ModelMemory | None = None
     retention: Retention | None = None
@@ -485,6 +486,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         credit,
         deferred,
         watch,
+        door,
         http,
         memory,
         retention,
@@ -518,6 +520,7 @@ def make_grpc(jubal: Jubal) -> GrpcServer:
         Answers(jubal.store, GRPC_DIALECT),
         GRPC_DIALECT,
         health=lambda: health(jubal.pipeline)[0] == 200,
+        door=jubal.door,
     )
 
 

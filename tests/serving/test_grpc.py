@@ -15,6 +15,7 @@ from xai_sdk.chat import user
 from xai_sdk.tools import code_execution, get_tool_call_type, web_search
 
 from jubal.accounts import keys, teams, usage
+from jubal.accounts.guesses import WrongKeys
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
@@ -27,6 +28,7 @@ from jubal.records.sealing import FernetSealer
 from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
 from jubal.serving.deferred import Deferred
+from jubal.serving.door import Door
 from jubal.serving.grpc import MESSAGE_BYTES_MAX, OPTIONS, GrpcServer
 from jubal.serving.pipeline import Pipeline, Served
 from jubal.serving.places import Place, place
@@ -47,7 +49,7 @@ ANSWERS = [TextDelta("It is so [1]."), TurnEnded(("stop",), Usage(30, 5))]
 
 @asynccontextmanager
 async def serving(
-    tmp_path: Path, engine: ScriptedEngine, *families: ScriptedTools
+    tmp_path: Path, engine: ScriptedEngine, *families: ScriptedTools, wrong_keys: WrongKeys | None = None, key: str = ""
 ) -> AsyncIterator[xai_sdk.AsyncClient]:
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
         team = store.read(teams.default)
@@ -65,10 +67,11 @@ async def serving(
             Answers(store, "xai_grpc"),
             "xai_grpc",
             health=lambda: True,
+            door=Door(pipeline, wrong_keys),
         )
         at = Place(("127.0.0.1",), free_port())
         await server.start(at)
-        client = xai_sdk.AsyncClient(api_key=secret, api_host=f"localhost:{at.port}")
+        client = xai_sdk.AsyncClient(api_key=key or secret, api_host=f"localhost:{at.port}")
         try:
             yield client
         finally:
@@ -178,3 +181,26 @@ def test_places() -> None:
         taken.listen(1)
         with pytest.raises(OSError, match="in use"):
             place("127.0.0.1", taken.getsockname()[1])
+
+
+class CountedGuesses(WrongKeys):
+    """Remembers from where wrong keys came, and holds nobody back."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.addresses: list[str | None] = []
+
+    def held_back(self, address: str | None) -> Any:
+        self.addresses.append(address)
+        return super().held_back(address)
+
+
+async def test_wrong_keys_are_counted_by_address(tmp_path: Path) -> None:
+    guesses = CountedGuesses()
+    async with serving(tmp_path, ScriptedEngine(ANSWERS), wrong_keys=guesses) as client:
+        assert (await client.chat.create(model="grok-4", messages=[user("hi")]).sample()).content
+    assert guesses.addresses == [], "a good key is never held back"
+    async with serving(tmp_path, ScriptedEngine(ANSWERS), wrong_keys=guesses, key="xai-wrong") as stranger:
+        with pytest.raises(grpc.RpcError):
+            await stranger.chat.create(model="grok-4", messages=[user("hi")]).sample()
+    assert guesses.addresses == ["127.0.0.1"]

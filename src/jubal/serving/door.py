@@ -76,13 +76,17 @@ class Door:
         authorization = exchange.header(b"authorization")
         if authorization is None and (secret := exchange.header(b"x-api-key")) is not None:
             authorization = f"Bearer {secret}"
+        return await self.identify_by(authorization, self.address(exchange), management=management)
+
+    async def identify_by(self, authorization: str | None, address: str | None, *, management: bool = False) -> Caller:
+        """The same, of an authorization and an address, wherever they come from."""
         try:
             if management:
                 return await self._pipeline.identify(authorization, management=True)
             return await self._pipeline.identify(authorization)
         except NotIdentified as error:
             if error.given:
-                with self._wrong_keys.held_back(self.address(exchange)) as delay_s:
+                with self._wrong_keys.held_back(address) as delay_s:
                     await asyncio.sleep(delay_s)
             raise
 

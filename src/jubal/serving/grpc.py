@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from urllib.parse import unquote
 
 import grpc  # type: ignore[import-untyped]
 import structlog
@@ -28,6 +29,7 @@ from jubal.core.fold import fold
 from jubal.core.generation import Generation
 from jubal.serving.answers import Answers
 from jubal.serving.deferred import Deferred
+from jubal.serving.door import Door
 from jubal.serving.pipeline import Admitted, Pipeline
 from jubal.serving.places import Place
 from jubal.wire.base import Sealer, WholeDialect
@@ -91,6 +93,12 @@ class _Rpc:
             if key == name:
                 return value.decode("latin-1") if isinstance(value, bytes) else str(value)
         return None
+
+    @property
+    def address(self) -> str | None:
+        """Of the client, out of gRPC's `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`; None for anything else."""
+        kind, _, rest = self.context.peer().partition(":")
+        return unquote(rest).rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
 
     async def begin(self, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Sends the metadata in front of an answer, once."""
@@ -169,7 +177,7 @@ class _Queue:
 class GrpcServer:
     """Made without I/O; `start` it, then `drain` and `close`. Belongs to one event loop.
 
-    dialect: the name in the store of deferred requests. health: whether requests can be answered now.
+    dialect: the name in the store of deferred requests. health: whether requests can be answered now. door: who comes in.
     """
 
     def __init__(
@@ -182,8 +190,10 @@ class GrpcServer:
         dialect: str,
         *,
         health: Callable[[], bool],
+        door: Door | None = None,
     ) -> None:
         self._pipeline = pipeline
+        self._door = door or Door(pipeline)
         self._store = store
         self._deferred = deferred
         self._answers = answers
@@ -323,7 +333,7 @@ class GrpcServer:
             self._work.discard(work)
 
     async def _caller(self, rpc: _Rpc) -> Caller:
-        return await self._pipeline.identify(rpc.metadata("authorization"))
+        return await self._door.identify_by(rpc.metadata("authorization"), rpc.address)
 
     def _admit(
         self, rpc: _Rpc, caller: Caller, endpoint: str, generation: Generation, *, repeatable: bool = False
