@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clients import environments
+from jubal.cli.doctor import check_code_execution
+from jubal.config import CodeExecution
+from tests.clients import environments, scripted
 from tests.clients.environments import Environment, NotInstalled
 from tests.conftest import CACHE
-from tests.server import Server
+from tests.server import Server, running, to_upstream
 
 CLIENT_TIMEOUT_S = 600
 """Of a test that may have to install its client first."""
@@ -22,6 +24,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "client_of" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(CLIENT_TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def scripted_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A really started server whose grok-4 answers as scripted.py says."""
+    home = tmp_path_factory.mktemp("scripted")
+    with scripted.in_a_thread(scripted.scripted()) as there:
+        with running(home / "jubal", config=to_upstream(there.url)) as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def sandboxed() -> None:
+    """Skips where models can't run code, with the reason that `jubal doctor` gives."""
+    found = check_code_execution(CodeExecution())
+    if found.status != "ok":
+        pytest.skip(f"models can't run code here: {found.detail}")
 
 
 @pytest.fixture(scope="session")

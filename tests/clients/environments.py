@@ -87,9 +87,10 @@ class Environment:
                 "-P",
                 str(SCRIPTS / script),
             ]  # -P: a script may be named as what it imports
-        copy = self.folder / "node" / script  # where imports are looked for from
-        copy.write_bytes((SCRIPTS / script).read_bytes())
-        return [str(self.folder / "bin" / "node"), "--require", str(GUARD / "loopback.cjs"), str(copy)]
+        place = self.folder / "node"  # where imports are looked for from; a script may import its neighbours
+        for file in SCRIPTS.glob("*.mjs"):
+            shutil.copyfile(file, place / file.name)
+        return [str(self.folder / "bin" / "node"), "--require", str(GUARD / "loopback.cjs"), str(place / script)]
 
     def _variables(self, home: Path, more: dict[str, str]) -> dict[str, str]:
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -139,7 +140,7 @@ def _make(folder: Path, files: list[Path]) -> None:
             else:
                 bare = ["--no-deps"] if file.name.endswith(".bare.txt") else []
                 python = ["--python", str(folder / "bin" / "python")]
-                _run([sys.executable, *PIP, *python, "install", *bare, "-r", str(file)])
+                _run([sys.executable, *PIP, *python, "install", "--no-compile", *bare, "-r", str(file)])
     except NotInstalled:
         shutil.rmtree(folder, ignore_errors=True)
         raise
