@@ -22,7 +22,7 @@ Client = Callable[..., Any]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "client_of" in getattr(item, "fixturenames", ()):
+        if "environment_of" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(CLIENT_TIMEOUT_S))
 
 
@@ -50,10 +50,10 @@ def made() -> dict[str, Environment | NotInstalled]:
 
 
 @pytest.fixture
-def client_of(
-    request: pytest.FixtureRequest, made: dict[str, Environment | NotInstalled], tmp_path: Path
-) -> Callable[[str, Server], Client]:
-    """`client_of("instructor", server)` gives a function that runs parts of scripts/instructor.py and returns what they print.
+def environment_of(
+    request: pytest.FixtureRequest, made: dict[str, Environment | NotInstalled]
+) -> Callable[[str], Environment]:
+    """`environment_of("instructor")` is the environment, made first if need be.
 
     Skips where a package can't be had, and only then.
     """
@@ -63,7 +63,7 @@ def client_of(
         with capture.global_and_fixture_disabled():
             print(f"\nclients: {text}", flush=True)
 
-    def get(name: str) -> Environment:
+    def environment_of(name: str) -> Environment:
         if name not in made:
             try:
                 made[name] = environments.environment(name, CACHE / "clients", say)
@@ -75,13 +75,26 @@ def client_of(
             pytest.skip(f"the packages of {name} can't be installed here: {found}")
         return found
 
+    return environment_of
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty folder for what a library wants to keep."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def client_of(environment_of: Callable[[str], Environment], home: Path) -> Callable[[str, Server], Client]:
+    """`client_of("instructor", server)` gives a function that runs parts of scripts/instructor.py and returns what they print."""
+
     def client_of(name: str, server: Server) -> Client:
-        environment = get(name)
+        environment = environment_of(name)
         script = f"{name}.mjs" if environment.node else f"{name}.py"
 
         def run(*arguments: str, **variables: str) -> Any:
-            home = tmp_path / "home"
-            home.mkdir(exist_ok=True)
             return environment.run(
                 script, *arguments, home=home, JUBAL_URL=server.url, JUBAL_KEY=server.key, **variables
             )

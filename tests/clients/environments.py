@@ -62,8 +62,26 @@ class Environment:
 
         home: an empty folder for what the library wants to keep. variables: for the script.
         """
+        written = self._written(script, [*self._command(script), *arguments], home, timeout_s, variables)
+        try:
+            return json.loads(written.strip().splitlines()[-1])
+        except (ValueError, IndexError) as error:
+            raise ClientFailed(f"{script}'s last line is no JSON:\n{written[-4000:]}") from error
+
+    def run_text(self, name: str, program: str, *, home: Path, timeout_s: float = 90.0, **variables: str) -> str:
+        """What a program wrote that is given as text. name: for messages, and of the file it is put into. Raises `ClientFailed`."""
+        file = (self.folder / "node" if self.node else home) / name
+        file.write_text(program)
+        return self._written(name, self._command_for(file), home, timeout_s, variables)
+
+    def run_shell(self, program: str, *, home: Path, timeout_s: float = 90.0, **variables: str) -> str:
+        """What shell commands wrote, those of this environment first on the PATH. Raises `ClientFailed`."""
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        return self._written("sh", ["sh", "-euc", program], home, timeout_s, {**variables, "PATH": path})
+
+    def _written(self, name: str, command: list[str], home: Path, timeout_s: float, variables: dict[str, str]) -> str:
         done = subprocess.run(
-            [*self._command(script), *arguments],
+            command,
             env=self._variables(home, variables),
             cwd=home,
             capture_output=True,
@@ -72,25 +90,22 @@ class Environment:
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
-            raise ClientFailed(f"{script} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}")
-        try:
-            return json.loads(lines[-1])
-        except ValueError as error:
-            raise ClientFailed(f"{script}'s last line is no JSON:\n{done.stdout[-4000:]}") from error
+        if done.returncode:
+            raise ClientFailed(f"{name} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}")
+        return done.stdout
 
     def _command(self, script: str) -> list[str]:
         if not self.node:
-            return [
-                str(self.folder / "bin" / "python"),
-                "-P",
-                str(SCRIPTS / script),
-            ]  # -P: a script may be named as what it imports
+            return self._command_for(SCRIPTS / script)
         place = self.folder / "node"  # where imports are looked for from; a script may import its neighbours
         for file in SCRIPTS.glob("*.mjs"):
             shutil.copyfile(file, place / file.name)
-        return [str(self.folder / "bin" / "node"), "--require", str(GUARD / "loopback.cjs"), str(place / script)]
+        return self._command_for(place / script)
+
+    def _command_for(self, file: Path) -> list[str]:
+        if self.node:
+            return [str(self.folder / "bin" / "node"), "--require", str(GUARD / "loopback.cjs"), str(file)]
+        return [str(self.folder / "bin" / "python"), "-P", str(file)]  # -P: it may be named as what it imports
 
     def _variables(self, home: Path, more: dict[str, str]) -> dict[str, str]:
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

@@ -64,7 +64,11 @@ def test_chat_completions_have_it_too(client: openai.OpenAI, kind: str) -> None:
     assert used["code_interpreter_calls"] == 1
     chunks = list(client.chat.completions.create(stream=True, **asked))
     deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
-    (call,) = [call for delta in deltas for call in delta.tool_calls or ()]
-    assert call.type == "code_interpreter_call"
-    assert json.loads(call.function.arguments) == {"code": "print(6 * 7)"}
+    assert not any(delta.tool_calls for delta in deltas), "nothing that the client would have to run"
+    told = [call for delta in deltas for call in (delta.model_extra or {}).get("server_side_tool_calls", ())]
+    assert [(call["type"], call["status"]) for call in told] == [
+        ("code_interpreter_call", "in_progress"),
+        ("code_interpreter_call", "completed"),
+    ]
+    assert json.loads(told[0]["function"]["arguments"]) == {"code": "print(6 * 7)"}
     assert "".join(delta.content or "" for delta in deltas) == whole.choices[0].message.content

@@ -12,7 +12,7 @@ import pytest
 
 from tests.clients.conftest import Client
 from tests.clients.scripted import ADA, calls
-from tests.fake_upstream import Behaviour, ending, piece, says, trickles, upstream
+from tests.fake_upstream import ending, piece, says, trickles, upstream
 from tests.server import Server, running, to_upstream
 
 NAME = "openai-node"

@@ -124,7 +124,7 @@ def test_reasoning_that_only_the_server_reads(client: openai.OpenAI) -> None:
 
 def test_compaction(real_server: Server, client: openai.OpenAI) -> None:
     body = {"model": MODEL, "input": [{"role": "user", "content": "My cat is called Tom."}]}
-    status, _, made = real_server.request("POST", "/v1/responses/compact", body)
+    status, _, made = real_server.request("POST", "/v1/responses/compact", body, timeout=240)
     assert status == 200
     answer = client.responses.create(
         model=MODEL, input=[*made["output"], {"role": "user", "content": "Hello"}], max_output_tokens=4
