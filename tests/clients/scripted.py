@@ -17,6 +17,7 @@ from aiohttp import web
 from tests.fake_upstream import Behaviour, Upstream, ending, piece, says, upstream
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "box.add": {"a": 20, "b": 22},
     "code_execution": {"code": "print(6 * 7)"},
     "get_weather": {"location": "Oslo"},
 }
