@@ -23,6 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ENVS, SCRIPTS, GUARD = HERE / "envs", HERE / "scripts", HERE / "guard"
 INSTALL_TIMEOUT_S = 240.0
+RUN_TIMEOUT_S = 300.0
 KINDS = (".txt", ".bare.txt", ".package.json")
 MARKER = "complete"
 SAID_MAX = 1_500
@@ -57,7 +58,7 @@ class Environment:
     folder: Path
     node: bool
 
-    def run(self, script: str, *arguments: str, home: Path, timeout_s: float = 90.0, **variables: str) -> Any:
+    def run(self, script: str, *arguments: str, home: Path, timeout_s: float = RUN_TIMEOUT_S, **variables: str) -> Any:
         """What `script` printed last, decoded from JSON. Raises `ClientFailed`.
 
         home: an empty folder for what the library wants to keep. variables: for the script.
@@ -68,13 +69,13 @@ class Environment:
         except (ValueError, IndexError) as error:
             raise ClientFailed(f"{script}'s last line is no JSON:\n{written[-4000:]}") from error
 
-    def run_text(self, name: str, program: str, *, home: Path, timeout_s: float = 90.0, **variables: str) -> str:
+    def run_text(self, name: str, program: str, *, home: Path, timeout_s: float = RUN_TIMEOUT_S, **variables: str) -> str:
         """What a program wrote that is given as text. name: for messages, and of the file it is put into. Raises `ClientFailed`."""
         file = (self.folder / "node" if self.node else home) / name
         file.write_text(program)
         return self._written(name, self._command_for(file), home, timeout_s, variables)
 
-    def run_shell(self, program: str, *, home: Path, timeout_s: float = 90.0, **variables: str) -> str:
+    def run_shell(self, program: str, *, home: Path, timeout_s: float = RUN_TIMEOUT_S, **variables: str) -> str:
         """What shell commands wrote, those of this environment first on the PATH. Raises `ClientFailed`."""
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
         return self._written("sh", ["sh", "-euc", program], home, timeout_s, {**variables, "PATH": path})
