@@ -69,7 +69,9 @@ class Environment:
         except (ValueError, IndexError) as error:
             raise ClientFailed(f"{script}'s last line is no JSON:\n{written[-4000:]}") from error
 
-    def run_text(self, name: str, program: str, *, home: Path, timeout_s: float = RUN_TIMEOUT_S, **variables: str) -> str:
+    def run_text(
+        self, name: str, program: str, *, home: Path, timeout_s: float = RUN_TIMEOUT_S, **variables: str
+    ) -> str:
         """What a program wrote that is given as text. name: for messages, and of the file it is put into. Raises `ClientFailed`."""
         file = (self.folder / "node" if self.node else home) / name
         file.write_text(program)
