@@ -23,6 +23,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ENVS, SCRIPTS, GUARD = HERE / "envs", HERE / "scripts", HERE / "guard"
 INSTALL_TIMEOUT_S = 240.0
+RUN_TIMEOUT_S = 300.0
 KINDS = (".txt", ".bare.txt", ".package.json")
 MARKER = "complete"
 SAID_MAX = 1_500
@@ -57,13 +58,33 @@ class Environment:
     folder: Path
     node: bool
 
-    def run(self, script: str, *arguments: str, home: Path, timeout_s: float = 90.0, **variables: str) -> Any:
+    def run(self, script: str, *arguments: str, home: Path, timeout_s: float = RUN_TIMEOUT_S, **variables: str) -> Any:
         """What `script` printed last, decoded from JSON. Raises `ClientFailed`.
 
         home: an empty folder for what the library wants to keep. variables: for the script.
         """
+        written = self._written(script, [*self._command(script), *arguments], home, timeout_s, variables)
+        try:
+            return json.loads(written.strip().splitlines()[-1])
+        except (ValueError, IndexError) as error:
+            raise ClientFailed(f"{script}'s last line is no JSON:\n{written[-4000:]}") from error
+
+    def run_text(
+        self, name: str, program: str, *, home: Path, timeout_s: float = RUN_TIMEOUT_S, **variables: str
+    ) -> str:
+        """What a program wrote that is given as text. name: for messages, and of the file it is put into. Raises `ClientFailed`."""
+        file = (self.folder / "node" if self.node else home) / name
+        file.write_text(program)
+        return self._written(name, self._command_for(file), home, timeout_s, variables)
+
+    def run_shell(self, program: str, *, home: Path, timeout_s: float = RUN_TIMEOUT_S, **variables: str) -> str:
+        """What shell commands wrote, those of this environment first on the PATH. Raises `ClientFailed`."""
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        return self._written("sh", ["sh", "-euc", program], home, timeout_s, {**variables, "PATH": path})
+
+    def _written(self, name: str, command: list[str], home: Path, timeout_s: float, variables: dict[str, str]) -> str:
         done = subprocess.run(
-            [*self._command(script), *arguments],
+            command,
             env=self._variables(home, variables),
             cwd=home,
             capture_output=True,
@@ -72,24 +93,22 @@ class Environment:
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
-            raise ClientFailed(f"{script} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}")
-        try:
-            return json.loads(lines[-1])
-        except ValueError as error:
-            raise ClientFailed(f"{script}'s last line is no JSON:\n{done.stdout[-4000:]}") from error
+        if done.returncode:
+            raise ClientFailed(f"{name} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}")
+        return done.stdout
 
     def _command(self, script: str) -> list[str]:
         if not self.node:
-            return [
-                str(self.folder / "bin" / "python"),
-                "-P",
-                str(SCRIPTS / script),
-            ]  # -P: a script may be named as what it imports
-        copy = self.folder / "node" / script  # where imports are looked for from
-        copy.write_bytes((SCRIPTS / script).read_bytes())
-        return [str(self.folder / "bin" / "node"), "--require", str(GUARD / "loopback.cjs"), str(copy)]
+            return self._command_for(SCRIPTS / script)
+        place = self.folder / "node"  # where imports are looked for from; a script may import its neighbours
+        for file in SCRIPTS.glob("*.mjs"):
+            shutil.copyfile(file, place / file.name)
+        return self._command_for(place / script)
+
+    def _command_for(self, file: Path) -> list[str]:
+        if self.node:
+            return [str(self.folder / "bin" / "node"), "--require", str(GUARD / "loopback.cjs"), str(file)]
+        return [str(self.folder / "bin" / "python"), "-P", str(file)]  # -P: it may be named as what it imports
 
     def _variables(self, home: Path, more: dict[str, str]) -> dict[str, str]:
         kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -139,7 +158,7 @@ def _make(folder: Path, files: list[Path]) -> None:
             else:
                 bare = ["--no-deps"] if file.name.endswith(".bare.txt") else []
                 python = ["--python", str(folder / "bin" / "python")]
-                _run([sys.executable, *PIP, *python, "install", *bare, "-r", str(file)])
+                _run([sys.executable, *PIP, *python, "install", "--no-compile", *bare, "-r", str(file)])
     except NotInstalled:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -32,6 +32,7 @@ def test_a_whole_answer(client: anthropic.Anthropic) -> None:
     assert message.type == "message"
     assert message.role == "assistant"
     assert message.model == MODEL
+    assert message._request_id == message.id
     (block,) = message.content
     assert block.type == "text"
     assert block.text

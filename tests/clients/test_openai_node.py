@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import Client
-from tests.fake_upstream import Behaviour, ending, piece, says, trickles, upstream
+from tests.clients.scripted import ADA, calls
+from tests.fake_upstream import ending, piece, says, trickles, upstream
 from tests.server import Server, running, to_upstream
 
 NAME = "openai-node"
@@ -45,6 +46,34 @@ def test_leaving_a_stream_stops_the_work(client: Client, real_server: Server) ->
     assert row["completion_tokens"] < 500
 
 
+def test_responses(client: Client) -> None:
+    said = client("responses")["responses"]
+    assert "Paris" in said["text"]
+    assert said["streamed"] == said["text"]
+    assert said["types"] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert said["grew"], "the earlier conversation stands before the new question"
+    assert said["kept"]
+    assert (said["gone"]["class"], said["gone"]["status"]) == ("NotFoundError", 404)
+
+
+def test_responses_with_functions_and_objects(
+    client_of: Callable[[str, Server], Client], scripted_server: Server
+) -> None:
+    said = client_of(NAME, scripted_server)("responseTools", "responseObject")
+    assert said["responseTools"] == {"call": ["get_weather", {"location": "Oslo"}], "text": "It says: 12 degrees."}
+    assert said["responseObject"] == ADA
+
+
 def test_embeddings_and_models(client: Client) -> None:
     said = client("embeddings", "models")
     assert said["embeddings"]["lengths"] == [256, 256]
@@ -68,22 +97,11 @@ def test_errors_are_the_sdks_own_classes(client: Client) -> None:
     assert all(error["id"] for error in said.values())
 
 
-def calls(name: str, arguments: dict[str, object]) -> Behaviour:
-    """An upstream that wants this function called."""
-    call = {"index": 0, "id": "call_1", "function": {"name": name, "arguments": json.dumps(arguments)}}
-    frames = [
-        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": None, "tool_calls": [call]}}]},
-        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
-        {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}},
-    ]
-    return says(*(b"data: " + json.dumps(frame).encode() + b"\n\n" for frame in frames), b"data: [DONE]\n\n")
-
-
 @pytest.mark.parametrize("streamed", ["0", "1"])
 async def test_run_tools_calls_and_comes_back(
     client_of: Callable[[str, Server], Client], tmp_path: Path, streamed: str
 ) -> None:
-    async with upstream(calls("get_weather", {"location": "Oslo"}), says(piece("12 degrees."), ending())) as there:
+    async with upstream(calls(("get_weather", {"location": "Oslo"})), says(piece("12 degrees."), ending())) as there:
         with running(tmp_path / "jubal", config=to_upstream(there.url)) as server:
             said = await asyncio.to_thread(client_of(NAME, server), "tools", STREAMED=streamed)
         assert said["tools"]["text"] == "12 degrees."

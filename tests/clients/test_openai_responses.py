@@ -9,6 +9,7 @@ import openai
 import pydantic
 import pytest
 
+from tests.clients.scripted import TALK
 from tests.server import Server
 
 MODEL = "grok-4"
@@ -122,14 +123,17 @@ def test_reasoning_that_only_the_server_reads(client: openai.OpenAI) -> None:
     assert again.output_text
 
 
-def test_compaction(real_server: Server, client: openai.OpenAI) -> None:
+def test_compaction(scripted_server: Server) -> None:
+    """On the scripted model: the small one would write a summary of as many tokens as it may."""
     body = {"model": MODEL, "input": [{"role": "user", "content": "My cat is called Tom."}]}
-    status, _, made = real_server.request("POST", "/v1/responses/compact", body)
+    status, _, made = scripted_server.request("POST", "/v1/responses/compact", body)
     assert status == 200
-    answer = client.responses.create(
-        model=MODEL, input=[*made["output"], {"role": "user", "content": "Hello"}], max_output_tokens=4
-    )
-    assert answer.output
+    assert [item["type"] for item in made["output"]] == ["compaction"]
+    with openai.OpenAI(api_key=scripted_server.key, base_url=scripted_server.url, max_retries=0) as client:
+        answer = client.responses.create(model=MODEL, input=[*made["output"], {"role": "user", "content": "Hello"}])
+        assert answer.output_text == "".join(TALK)
+        with pytest.raises(openai.BadRequestError, match="not made by this service"):
+            client.responses.create(model=MODEL, input=[{"type": "compaction", "encrypted_content": "x"}])  # type: ignore[list-item]
 
 
 def test_another_team_sees_nothing(client: openai.OpenAI, real_server: Server) -> None:

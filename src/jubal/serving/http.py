@@ -63,6 +63,8 @@ Events: TypeAlias = AsyncGenerator[Event, None]
 JSON: Final = b"application/json"
 STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """Caches and buffering proxies must let each token through when it comes."""
+ANTHROPIC: Final = ("/v1/messages", "/v1/complete")
+"""Beginnings of paths whose SDKs read the id of a request from a header of another name."""
 RESPONSES: Final = "/v1/responses"
 INPUT_ITEMS: Final = "/input_items"
 DEFERRED: Final = "/v1/chat/deferred-completion/"
@@ -149,7 +151,10 @@ class Exchange:
         self, status: int, content_type: bytes, headers: Headers | tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
         self.started = True
-        base = [(b"content-type", content_type), (b"x-request-id", self.id.encode())]
+        identity = self.id.encode()
+        base = [(b"content-type", content_type), (b"x-request-id", identity)]
+        if self.path.startswith(ANTHROPIC):
+            base.append((b"request-id", identity))
         await self._send({"type": "http.response.start", "status": status, "headers": [*base, *headers]})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:

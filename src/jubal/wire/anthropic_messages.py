@@ -505,15 +505,8 @@ def _found(kind: ToolKind, source: Source) -> dict[str, object]:
 
 
 def _ran(output: str) -> dict[str, object]:
-    """A code execution's output is JSON with these members (xai-api.md 9.4), or anything else as its standard output."""
-    try:
-        told = json.loads(output)
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        told = {"stdout": output}
-    stderr = f"{told.get('stderr') or ''}{told.get('error') or ''}"
-    return {"stdout": told.get("stdout") or "", "stderr": stderr, "return_code": 1 if told.get("error") else 0}
+    run = server_tools.ran(output)
+    return {"stdout": run.stdout, "stderr": run.stderr + run.error, "return_code": 1 if run.error else 0}
 
 
 def _citation_body(citation: Citation) -> dict[str, object]:

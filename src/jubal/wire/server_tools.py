@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Final
 
@@ -260,8 +260,35 @@ def item_ended(
     return status
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a run of code printed. value: of its last expression, as text. error: the traceback, empty where it went well."""
+
+    stdout: str
+    stderr: str = ""
+    error: str = ""
+    value: str = ""
+
+    def logs(self) -> str:
+        """As a terminal would show it."""
+        shown = [text for text in (self.stdout, self.value, self.stderr, self.error) if text]
+        return "".join(text if text.endswith("\n") else f"{text}\n" for text in shown[:-1]) + "".join(shown[-1:])
+
+
+def ran(output: str) -> Ran:
+    """A code execution's output is JSON with these members (xai-api.md 9.4), or anything else as its standard output."""
+    try:
+        told = msgspec.json.decode(output)
+    except msgspec.DecodeError:
+        told = None
+    if not isinstance(told, dict):
+        return Ran(output)
+    stdout, stderr, error, value = (str(told.get(name) or "") for name in ("stdout", "stderr", "error", "ret"))
+    return Ran(stdout, stderr, error, value)
+
+
 def _code_outputs(result: ServerToolResult) -> list[dict[str, Any]]:
-    logs = {"type": "logs", "logs": result.output}
+    logs = {"type": "logs", "logs": ran(result.output).logs()}
     images = [
         {"type": "image", "url": f"data:{file.mime};base64,{base64.b64encode(file.data).decode()}"}
         for file in result.files

@@ -21,8 +21,8 @@ class Priority(StrEnum):
     high = "high"
 
 
-class Ticket(BaseModel):
-    title: str
+class Ticket(BaseModel, extra="forbid"):
+    title: str = Field(max_length=40)  # a call comes whole, and the small model would write on
     priority: Priority
     kind: Literal["bug", "wish"]
 

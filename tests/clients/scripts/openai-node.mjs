@@ -1,6 +1,6 @@
 // The official Node SDK as its own pages show it: the base URL and the key changed.
 import OpenAI from "openai";
-import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodResponsesFunction, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
 const WHERE = { baseURL: process.env.JUBAL_URL, apiKey: process.env.JUBAL_KEY, maxRetries: 0, timeout: 60_000 };
@@ -70,6 +70,60 @@ const parts = {
     });
     const text = await runner.finalContent();
     return { text, roles: runner.messages.map((message) => message.role) };
+  },
+
+  async responses() {
+    const asked = { model: "grok-4", input: CAPITAL, max_output_tokens: 20, temperature: 0 };
+    const whole = await client.responses.create(asked);
+    const stream = client.responses.stream(asked);
+    const types = [];
+    for await (const event of stream) if (types.at(-1) !== event.type) types.push(event.type);
+    const streamed = await stream.finalResponse();
+    const next = await client.responses.create({
+      model: "grok-4",
+      previous_response_id: whole.id,
+      input: "And of Spain?",
+      max_output_tokens: 8,
+    });
+    const kept = await client.responses.retrieve(next.id);
+    await client.responses.delete(next.id);
+    return {
+      text: whole.output_text,
+      streamed: streamed.output_text,
+      types,
+      usage: whole.usage,
+      grew: next.usage.input_tokens > whole.usage.total_tokens,
+      kept: kept.output_text === next.output_text,
+      gone: await failure(() => client.responses.retrieve(next.id)),
+    };
+  },
+
+  // Against the scripted model.
+  async responseTools() {
+    const weather = zodResponsesFunction({
+      name: "get_weather",
+      description: "Get current weather for a location",
+      parameters: z.object({ location: z.string() }),
+    });
+    const first = await client.responses.parse({ model: "grok-4", input: "Weather in Oslo?", tools: [weather] });
+    const call = first.output.find((item) => item.type === "function_call");
+    const second = await client.responses.create({
+      model: "grok-4",
+      previous_response_id: first.id,
+      tools: [weather],
+      input: [{ type: "function_call_output", call_id: call.call_id, output: "12 degrees" }],
+    });
+    return { call: [call.name, call.parsed_arguments], text: second.output_text };
+  },
+
+  async responseObject() {
+    const Person = z.object({ name: z.string(), age: z.number().int() });
+    const answer = await client.responses.parse({
+      model: "grok-4",
+      input: "Ada is 36. Who?",
+      text: { format: zodTextFormat(Person, "person") },
+    });
+    return answer.output_parsed;
   },
 
   async embeddings() {
