@@ -168,6 +168,8 @@ UNSUPPORTED: list[tuple[dict[str, Any], str, str]] = [
     ({"anyOf": [{}, {"if": {}, "then": {}}]}, ".anyOf[1].if", "if"),
     ({"$defs": {"a": {"contains": {}}}, "$ref": "#/$defs/a"}, ".$defs.a.contains", "contains"),
     ({"items": {"format": "iri"}}, ".items.format", "iri"),
+    ({"type": "array", "maxItems": 10_001}, ".maxItems", "10001"),
+    ({"type": "array", "minItems": 1_000_000}, ".minItems", "1000000"),
     ({"pattern": "^(?=a)a$"}, ".pattern", "pattern"),
     ({"pattern": r"(a)\1"}, ".pattern", "pattern"),
     ({"pattern": r"\bfoo"}, ".pattern", "pattern"),

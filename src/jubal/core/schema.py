@@ -26,6 +26,9 @@ DEPTH_MAX: Final = 64
 """Schemas inside schemas. Grammars are compiled by recursion, and nobody writes deeper by hand."""
 SCHEMAS_MAX: Final = 5_000
 """Schemas in one document, each property and each branch counted."""
+ITEMS_MAX: Final = 10_000
+"""Of `minItems` and `maxItems` that a grammar is made for: a million take seconds, in which nobody else is served. 256 are promised
+(xai-api.md 10.2)."""
 VALUES_MAX: Final = 10_000
 """Values of all `enum`s of a document together."""
 SHOWN_MAX: Final = 80
@@ -48,6 +51,7 @@ _DEFINITIONS: Final = frozenset({"$defs", "definitions"})
 _COUNTS: Final = frozenset({
     "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains",
 })  # fmt: skip
+_LISTED: Final = frozenset({"minItems", "maxItems", "minProperties", "maxProperties"})
 _NUMBERS: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
 _STRINGS: Final = frozenset({"pattern", "format", "$ref", "$dynamicRef", "$recursiveRef"})
 _RANGES: Final = (
@@ -338,6 +342,8 @@ def _obeyed(keyword: str, value: object, support: Support) -> bool:
         return keyword in support.keywords and _regular(str(value), support)
     if keyword == "patternProperties" and isinstance(value, dict):
         return keyword in support.keywords and all(_regular(pattern, support) for pattern in value)
+    if keyword in _LISTED and isinstance(value, int | float) and value > ITEMS_MAX:
+        return False
     return keyword in support.keywords
 
 
