@@ -13,6 +13,8 @@ LOCAL: Final = "local"
 WORDS: Final = "words"
 """The embedded embedder, likewise."""
 
+EMBEDDING: Final = ("embedding",)
+
 _FAST: Final = Price.from_usd_per_million(0.20, 0.05, 0.50)
 
 DEFAULT: Final = (
@@ -95,6 +97,7 @@ DEFAULT_EMBEDDING: Final = (
         WORDS,
         "grok-embedding-small",
         aliases=("v1", "wordllama"),
+        output=EMBEDDING,
         price=Price.from_usd_per_million(0.02, 0.02, 0),
         description="Text embeddings, 256 dimensions or fewer",
     ),
@@ -106,7 +109,8 @@ def embedding_models(settings: config.Settings) -> Catalogue:
     models = {model.name: model for model in DEFAULT_EMBEDDING}
     for name, changed in settings.models.items():
         if changed.kind == "embedding":
-            models[name] = _changed(models.get(name) or Model(name, WORDS, name, price=FREE), name, changed)
+            base = models.get(name) or Model(name, WORDS, name, output=EMBEDDING, price=FREE)
+            models[name] = _changed(base, name, changed)
     if settings.engines and LOCAL not in settings.engines:
         models = {name: model for name, model in models.items() if model.engine != WORDS or name in settings.models}
     return Catalogue.of(models.values())
@@ -138,6 +142,7 @@ def _changed(base: Model | None, name: str, changed: config.Model) -> Model:
         aliases=base.aliases if changed.aliases is None else changed.aliases,
         context=changed.context or base.context,
         input=base.input if changed.input is None else changed.input,
+        output=base.output,
         reasoning=base.reasoning if changed.reasoning is None else changed.reasoning,
         effort=base.effort,
         fallback=base.fallback if changed.fallback is None else changed.fallback,

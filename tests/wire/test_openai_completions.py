@@ -176,7 +176,7 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"n": 0}, "n", 400),
     ({"n": 129}, "n", 400),
     ({"n": "two"}, "n", 422),
-    ({"best_of": 2}, "best_of", 400),
+    ({"best_of": 129}, "best_of", 400),
     ({"best_of": 0}, "best_of", 400),
     ({"best_of": 2, "n": 3}, "best_of", 400),
     ({"best_of": "all"}, "best_of", 422),

@@ -133,7 +133,8 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"tool_choice": {"type": "some"}}, "tool_choice", 400),
     ({"max_turns": 0}, "max_turns", 400),
     ({"top_logprobs": 30}, "top_logprobs", 400),
-    ({"background": True}, "background", 400),
+    ({"top_k": 0}, "top_k", 400),
+    ({"min_p": 1.5}, "min_p", 400),
     ({"stream": "yes"}, "stream", 422),
     ({"store": "yes"}, "store", 422),
 ]  # fmt: skip

@@ -62,7 +62,7 @@ def _check_rows(described: Described, asked: Asked, answers: Iterable[Iterable[E
 
 
 def test_chat_completions_whole_and_streamed(described: Described) -> None:
-    for more in (b"", b',"include":["web_search_call_output"]'):
+    for more in (b"", b',"service_tier":"priority","include":["web_search_call_output"]'):
         asked = OpenAIChat().parse(CHAT % (USAGE + more))
         answers = [*(row.events for row in chat_table.TABLE), SERVED]
         _check_rows(described, asked, answers, "ChatCompletion", "ChatCompletionChunk")

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from jubal.core.model import Model, Weights
-from jubal.core.money import Price
+from jubal.core.money import LongContext, Price
 from jubal.wire import rich_models
 
 MODEL = Model(
@@ -36,6 +36,10 @@ def test_a_model() -> None:
         "output_modalities": ["text"],
         "prompt_text_token_price": 30_000,
         "cached_prompt_text_token_price": 7_500,
+        "prompt_text_token_price_long_context": 0,
+        "cached_prompt_text_token_price_long_context": 0,
+        "completion_text_token_price_long_context": 0,
+        "long_context_threshold": 0,
         "prompt_image_token_price": 30_000,
         "completion_text_token_price": 150_000,
         "search_price": 250_000_000,
@@ -53,6 +57,16 @@ def test_no_more_is_promised_than_the_weights_can() -> None:
     assert told["input_modalities"] == ["text"]
     assert told["prompt_image_token_price"] == 0
     assert told["context_length"] == 256_000
+
+
+def test_images_and_long_contexts_have_prices_of_their_own() -> None:
+    price = replace(MODEL.price, image=1, long_context=LongContext(200_000, 2, 3, 4))
+    told = json.loads(rich_models.language_single(replace(MODEL, price=price), SEEING))
+    assert told["prompt_image_token_price"] == 1
+    assert told["prompt_text_token_price_long_context"] == 2
+    assert told["cached_prompt_text_token_price_long_context"] == 3
+    assert told["completion_text_token_price_long_context"] == 4
+    assert told["long_context_threshold"] == 200_000
 
 
 def test_what_is_unknown_or_does_not_apply_is_left_out() -> None:

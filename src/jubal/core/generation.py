@@ -136,6 +136,7 @@ class Sampling:
 
     temperature 0..2; top_p (0, 1]; penalties -2..2; seed: any 64-bit integer, for repeatable answers where the engine can;
     stop: up to eight strings, none empty, that end the answer and are not part of it.
+    top_k: only the so many likeliest tokens, at least 1; min_p: only tokens at least that likely as the likeliest, 0..1.
     bias: (token id of the engine's own vocabulary, -100..100), added to that token's logit.
     """
 
@@ -146,6 +147,8 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     bias: tuple[tuple[int, float], ...] = ()
+    top_k: int | None = None
+    min_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

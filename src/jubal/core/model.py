@@ -40,7 +40,8 @@ class Model:
     engine: name of the engine in the configuration. upstream: the name that the engine knows it by.
     context: the window in tokens that is advertised; None: whatever the engine reports.
     reasoning: it can think before it answers; effort: how much where the request does not say.
-    input: what a prompt may hold: "text", "image". created: Unix seconds of release. deprecated: still answers.
+    input: what a prompt may hold: "text", "image". output: what an answer is: "text", or "embedding".
+    created: Unix seconds of release. deprecated: still answers.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Model:
     aliases: tuple[str, ...] = ()
     context: int | None = None
     input: tuple[str, ...] = ("text",)
+    output: tuple[str, ...] = ("text",)
     reasoning: bool = False
     effort: Effort | None = None
     fallback: tuple[str, ...] = ()

@@ -72,6 +72,8 @@ END_WAIT_S: Final = 0.25
 """How long to wait, after the last event, for the end of the body, so that the connection can be used again."""
 ERROR_BODY_BYTES_MAX: Final = 64 << 10
 WHOLE_BYTES_MAX: Final = 64 << 20
+CONVERSATION_MAX: Final = 256
+"""Characters of a conversation's id that is passed on."""
 RETRY_FIRST_S: Final = 1.0
 RETRY_AFTER_S_MAX: Final = 30.0
 """An upstream that asks for a longer pause is reported to the caller at once instead of being waited for."""
@@ -93,6 +95,8 @@ def chat_body(turn: Generation, *, extra: Mapping[str, object] | None = None) ->
         "max_tokens": turn.bounds.tokens_max,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
         "seed": sampling.seed,
@@ -675,6 +679,14 @@ def upstream_headers(api_key: str | None) -> dict[str, str]:
     return headers
 
 
+def conversation_headers(headers: Mapping[str, str], turn: Generation) -> Mapping[str, str]:
+    """With xAI's header that keeps a conversation at one cache, which others ignore and routers can hash (xai-api.md 22)."""
+    key = turn.cache_key
+    if not key or len(key) > CONVERSATION_MAX or not (key.isascii() and key.isprintable()):
+        return headers
+    return {**headers, "x-grok-conv-id": key}
+
+
 def upstream_fingerprint(base_url: str, model: str) -> str:
     """Names weights that nobody here has seen: by where they are and what they are called there."""
     return f"fp_{hashlib.sha256(f'{base_url} {model}'.encode()).hexdigest()[:10]}"
@@ -763,7 +775,7 @@ class OpenAICompatEngine:
                         url,
                         body,
                         turn.answers,
-                        headers=self._headers,
+                        headers=conversation_headers(self._headers, turn),
                         timeout_s=self._timeout_s,
                         decoder=decoder,
                     )

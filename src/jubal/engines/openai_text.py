@@ -42,6 +42,8 @@ def text_body(turn: Generation, *, extra: Mapping[str, object] | None = None) ->
         "max_tokens": turn.bounds.tokens_max,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
         "seed": sampling.seed,

@@ -39,6 +39,7 @@ from jubal.core.errors import (
 )
 from jubal.core.events import Event, Failed
 from jubal.core.fold import Folder
+from jubal.core.generation import Generation
 from jubal.core.model import Model, Weights
 from jubal.serving.answers import Answers
 from jubal.serving.deferred import Deferred
@@ -415,7 +416,8 @@ class HttpApp:
                 asked = dialect.parse(body)
                 if asked.previous is not None:
                     asked.go_on_from(await answers.find(caller, asked.previous, "previous_response_id"))
-                admitted = self._pipeline.admit(caller, dialect.endpoint, asked.generation, request_id=exchange.id)
+                generation = _in_its_conversation(asked.generation, exchange)
+                admitted = self._pipeline.admit(caller, dialect.endpoint, generation, request_id=exchange.id)
                 events = self._pipeline.run(admitted)
                 if asked.keep:
                     events = answers.kept(events, asked, admitted)
@@ -446,6 +448,8 @@ class HttpApp:
         caller = await self._identify(exchange)
         if (exchange.header(b"content-type") or "").startswith("multipart/"):
             raise UnsupportedMedia("Send the request as application/json.")
+        if (exchange.header(b"content-encoding") or "identity").lower() != "identity":
+            raise UnsupportedMedia("Send the body as it is, without a Content-Encoding.")
         return caller, await exchange.body(self._body_bytes_max)
 
     async def _while_wanted(self, exchange: Exchange, work: Coroutine[Any, Any, T]) -> T:
@@ -464,7 +468,7 @@ class HttpApp:
     async def _admit(self, exchange: Exchange, dialect: Dialect) -> tuple[Asked, Admitted, bytes]:
         caller, body = await self._json_of_caller(exchange)
         asked = dialect.parse(body)
-        generation = asked.generation
+        generation = _in_its_conversation(asked.generation, exchange)
         if self._pipeline.caches and "no-cache" in (exchange.header(b"cache-control") or "").lower():
             generation = replace(generation, cache=False)
         admitted = self._pipeline.admit(
@@ -539,6 +543,14 @@ class HttpApp:
         self._stopping = True
         for task in self._work:
             task.cancel()
+
+
+def _in_its_conversation(generation: Generation, exchange: Exchange) -> Generation:
+    """`x-grok-conv-id` does what `prompt_cache_key` does, which wins (xai-api.md 22)."""
+    conversation = exchange.header(b"x-grok-conv-id")
+    if not conversation or generation.cache_key is not None:
+        return generation
+    return replace(generation, cache_key=conversation)
 
 
 class _KeptRoutes:

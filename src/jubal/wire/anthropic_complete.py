@@ -160,7 +160,7 @@ class CompleteAsked:
 class AnthropicComplete:
     """The dialect."""
 
-    endpoint = "completions"
+    endpoint = "sample"
     body = _Request
 
     def parse(self, body: bytes) -> CompleteAsked:

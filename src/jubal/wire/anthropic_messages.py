@@ -50,7 +50,7 @@ from jubal.wire import anthropic_errors, server_tools, sse
 from jubal.wire.base import ErrorReply
 from jubal.wire.decode import decode, within
 from jubal.wire.openai_chat import TOOL_NAME, TOOL_NAME_MAX, TOOLS_MAX, TURNS_MAX
-from jubal.wire.openai_sampling import STOPS_MAX, tokens_bound
+from jubal.wire.openai_sampling import STOPS_MAX, TOKENS_MAX, tokens_bound
 
 # ---------------------------------------------------------------------------------------------- the request
 
@@ -128,6 +128,7 @@ class _Request(msgspec.Struct):
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
     metadata: _Metadata | None = None
     tools: list[_Tool] | None = None
     tool_choice: _Choice | None = None
@@ -181,7 +182,8 @@ def _sampling(asked: _Request) -> Sampling:
         )
     if not all(stops):
         raise BadRequest("`stop_sequences` must not hold an empty string.", param="stop_sequences", code="empty_value")
-    return Sampling(temperature=asked.temperature, top_p=asked.top_p, stop=tuple(stops))
+    within("top_k", asked.top_k, 0, TOKENS_MAX)
+    return Sampling(temperature=asked.temperature, top_p=asked.top_p, stop=tuple(stops), top_k=asked.top_k or None)
 
 
 def _output(asked: _Request) -> JsonOutput | None:

@@ -63,6 +63,7 @@ class _ImageUrl(msgspec.Struct, gc=False):
 class _Part(msgspec.Struct, gc=False):
     type: str
     text: str | None = None
+    refusal: str | None = None
     image_url: _ImageUrl | str | None = None
 
 
@@ -165,6 +166,7 @@ class _Request(msgspec.Struct):
     web_search_options: _WebSearchOptions | None = None
     max_turns: int | None = None
     include: list[str] | None = None
+    service_tier: str | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Request)
@@ -264,6 +266,8 @@ def _part(where: str, part: _Part) -> Part:
             if part.text is None:
                 raise Undecodable(f"`{where}.text` is required.", param=f"{where}.text", code="missing_field")
             return TextPart(part.text)
+        case "refusal":  # of an assistant message that comes back
+            return TextPart(part.refusal or "")
         case "image_url" | "input_image":
             return _image(where, part.image_url)
     raise BadRequest(
@@ -511,14 +515,26 @@ def _likely_body(likely: Likely) -> dict[str, object]:
     return {"token": likely.token, "logprob": likely.logprob, "bytes": raw}
 
 
+SERVICE_TIER: Final = "default"
+"""The tier that every request is served in, whichever was asked for: there is no other (xai-api.md 6.1, 24)."""
+
+
 class ChatRenderer:
-    """One streamed answer as chat.completion.chunk frames.
+    """One streamed answer as chat.completion.chunk frames. with_tier: each tells the service tier.
 
     The parts of a frame that never change are encoded once: a frame per token is the hot path.
     """
 
-    def __init__(self, *, include_usage: bool, with_outputs: bool = False, with_citations: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        include_usage: bool,
+        with_outputs: bool = False,
+        with_citations: bool = True,
+        with_tier: bool = False,
+    ) -> None:
         self._include_usage = include_usage
+        self._tier = b',"service_tier":%b' % _encode(SERVICE_TIER) if with_tier else b""
         self._with_outputs = with_outputs
         self._with_citations = with_citations
         self._head = b""
@@ -567,7 +583,7 @@ class ChatRenderer:
             b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[{"index":'
             % (start.id.encode(), start.created, _encode(start.model))
         )
-        self._tail = b',"system_fingerprint":%b}\n\n' % _encode(start.fingerprint)
+        self._tail = b',"system_fingerprint":%b%b}\n\n' % (_encode(start.fingerprint), self._tier)
         return b""
 
     def _delta(self, choice: int, delta: dict[str, object], logprobs: tuple[TokenLogprob, ...] = ()) -> bytes:
@@ -628,12 +644,13 @@ def _choice_body(index: int, choice: Choice, *, with_outputs: bool) -> dict[str,
 class ChatAsked:
     """A parsed chat completion request."""
 
-    __slots__ = ("_include_usage", "_with_citations", "_with_outputs", "deferred", "generation")
+    __slots__ = ("_include_usage", "_with_citations", "_with_outputs", "_with_tier", "deferred", "generation")
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
         self._include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         self._with_outputs = not OUTPUTS.isdisjoint(asked.include or ())
+        self._with_tier = asked.service_tier is not None
         search = asked.search_parameters
         self._with_citations = search is None or search.return_citations is not False
         if asked.stream_options is not None and not asked.stream:
@@ -646,7 +663,10 @@ class ChatAsked:
 
     def renderer(self) -> ChatRenderer:
         return ChatRenderer(
-            include_usage=self._include_usage, with_outputs=self._with_outputs, with_citations=self._with_citations
+            include_usage=self._include_usage,
+            with_outputs=self._with_outputs,
+            with_citations=self._with_citations,
+            with_tier=self._with_tier,
         )
 
     def whole(self, completion: Completion) -> bytes:
@@ -662,6 +682,7 @@ class ChatAsked:
                 ],
                 "usage": usage_body(completion),
                 "system_fingerprint": completion.fingerprint,
+                "service_tier": SERVICE_TIER,
                 **_served_body(completion, with_citations=self._with_citations),
             }
         )

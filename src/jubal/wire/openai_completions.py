@@ -149,10 +149,13 @@ def _unsupported(name: str, why: str) -> BadRequest:
 
 
 def _choices(asked: _Request) -> int:
-    """best_of makes more answers than it gives; 1 is its default."""
+    """best_of is taken, and changes nothing: the service has it so (xai-api.md 12.1). 1 is its default."""
     wanted = choices(asked.n)
-    if asked.best_of not in (None, 1, wanted):
-        raise _unsupported("best_of", f"only 1 or the same as `n`, which is {wanted}")
+    within("best_of", asked.best_of, 1, CHOICES_MAX)
+    if asked.best_of not in (None, 1) and asked.best_of < wanted:
+        raise BadRequest(
+            f"`best_of` must not be less than `n`, which is {wanted}.", param="best_of", code="out_of_range"
+        )
     return wanted
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from jubal.core import generation
-from jubal.core.errors import BadRequest, JubalError, Undecodable
+from jubal.core.errors import BadRequest, JubalError, Undecodable, UnknownModel
 from jubal.core.events import (
     Citation,
     Event,
@@ -49,6 +49,7 @@ from jubal.wire.openai_chat import (
     EFFORTS,
     LOGPROBS_MAX,
     ROLES,
+    SERVICE_TIER,
     TOOL_NAME,
     TOOL_NAME_MAX,
     TOOLS_MAX,
@@ -56,7 +57,7 @@ from jubal.wire.openai_chat import (
     is_of_objects,
     logprobs_content,
 )
-from jubal.wire.openai_sampling import sampling, tokens_bound
+from jubal.wire.openai_sampling import TOKENS_MAX, sampling, tokens_bound
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -139,6 +140,8 @@ class _Request(msgspec.Struct):
     reasoning_effort: str | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = None
@@ -157,7 +160,6 @@ class _Request(msgspec.Struct):
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     search_parameters: server_tools.SearchParameters | None = None
-    background: bool | None = None
     response_format: Any = None
 
 
@@ -178,11 +180,11 @@ _ITEMS: Final = msgspec.json.Decoder(list[_Item])
 def _generation(asked: _Request, messages: tuple[Message, ...]) -> Generation:
     if not asked.model:
         raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
-    if asked.background:
-        raise _wrong("background", "is not supported: leave it out, or use stream")
     if asked.response_format is not None:
         raise _wrong("response_format", "is `text.format` in this API")
     within("max_turns", asked.max_turns, 1, TURNS_MAX)
+    within("top_k", asked.top_k, 1, TOKENS_MAX)
+    within("min_p", asked.min_p, 0, 1)
     tokens_max = None
     if asked.max_output_tokens is not None:
         tokens_max = tokens_bound("max_output_tokens", asked.max_output_tokens)
@@ -190,7 +192,7 @@ def _generation(asked: _Request, messages: tuple[Message, ...]) -> Generation:
     return Generation(
         model=asked.model,
         messages=messages,
-        sampling=sampling(asked),
+        sampling=replace(sampling(asked), top_k=asked.top_k, min_p=asked.min_p),
         bounds=Bounds(tokens_max, asked.max_turns or generation.TURNS_MAX),
         live=bool(asked.stream),
         user=asked.safety_identifier or asked.user,
@@ -385,7 +387,8 @@ class _Conversation:
         if self._results or self._calls:
             self._close()
         known = self._sealer.open(item.encrypted_content) if item.encrypted_content else None
-        self._thoughts.append(known or "".join(part.text or "" for part in item.summary or ()))
+        told = item.summary or (item.content if isinstance(item.content, list) else ())
+        self._thoughts.append(known or "".join(part.text or "" for part in told))
 
     def _compaction(self, where: str, item: _Item) -> None:
         """A summary stands for everything before it. Raises `BadRequest` for one that this service did not make."""
@@ -424,9 +427,9 @@ def _part(where: str, part: _Part) -> Part:
                 raise _wrong(f"{where}.image_url", "must be an https address or a data:image URL")
             match part.detail:
                 case None | "auto":
-                    return ImagePart(part.image_url)
+                    return ImagePart(part.image_url, where=f"{where}.image_url")
                 case "low" | "high":
-                    return ImagePart(part.image_url, part.detail)
+                    return ImagePart(part.image_url, part.detail, where=f"{where}.image_url")
             raise _wrong(f"{where}.detail", "must be auto, low or high")
     raise _wrong(f"{where}.type", f"parts of type `{part.type[:64]}` are not supported. Types: input_text, input_image")
 
@@ -847,7 +850,7 @@ class ResponsesAsked:
             "prompt_cache_key": asked.prompt_cache_key,
             "reasoning": {"effort": effort, "summary": "detailed" if effort not in (None, "none") else None},
             "safety_identifier": asked.safety_identifier,
-            "service_tier": "default",
+            "service_tier": SERVICE_TIER,
             "store": self.keep,
             "temperature": asked.temperature,
             "top_p": asked.top_p,
@@ -859,8 +862,8 @@ class ResponsesAsked:
             "metadata": asked.metadata or {},
             "background": False,
             "truncation": "disabled",
-            "presence_penalty": 0,
-            "frequency_penalty": 0,
+            "presence_penalty": asked.presence_penalty or 0,
+            "frequency_penalty": asked.frequency_penalty or 0,
         }
 
 
@@ -893,6 +896,18 @@ def _events_of(completion: Completion) -> Iterator[Event]:
 # ---------------------------------------------------------------------------------------------- what is kept
 
 
+_PLACES: Final = {"reasoning_not_supported": "reasoning.effort", "response_format_not_supported": "text.format"}
+"""Where the field is that an error of the pipeline with this code is about."""
+
+
+def _in_our_words(error: JubalError) -> JubalError:
+    """The pipeline and engines name the fields of a chat completion."""
+    if error.param == "messages" or (error.param or "").startswith("messages["):
+        error.param = "input"
+    error.param = _PLACES.get(error.code or "", error.param)
+    return error
+
+
 class _Record(msgspec.Struct):
     """history: items of the responses before. input, output: this one's, with the outputs of server tools. response: for GET."""
 
@@ -916,7 +931,9 @@ class OpenAIResponses:
         return ResponsesAsked(decode(_DECODER, body), decode(_ECHOED, body), self._sealer)
 
     def error(self, error: JubalError) -> ErrorReply:
-        return openai_errors.reply(error)
+        """An unknown model is a 400 here, and a 404 elsewhere (xai-api.md 4.3, 30)."""
+        reply = openai_errors.reply(_in_our_words(error))
+        return replace(reply, status=400) if isinstance(error, UnknownModel) else reply
 
     def shown(self, record: bytes) -> bytes:
         """The body of GET /v1/responses/{id}."""

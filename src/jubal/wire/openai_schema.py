@@ -182,6 +182,9 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None
 
 
+ServiceTier: TypeAlias = Annotated[Literal["default"], Meta(description="Whichever was asked for: there is no other.")]
+
+
 class ChatCompletion(msgspec.Struct):
     id: ChatId
     object: Literal["chat.completion"]
@@ -190,6 +193,7 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: CompletionUsage
     system_fingerprint: str
+    service_tier: ServiceTier
     citations: list[str] | UnsetType = UNSET
     server_side_tool_usage: Categories | UnsetType = UNSET
 
@@ -231,6 +235,7 @@ class ChatCompletionChunk(msgspec.Struct):
     model: str
     choices: list[ChunkChoice]
     system_fingerprint: str
+    service_tier: ServiceTier | UnsetType = UNSET
     usage: CompletionUsage | UnsetType = UNSET
     citations: list[str] | UnsetType = UNSET
     server_side_tool_usage: Categories | UnsetType = UNSET
@@ -331,11 +336,19 @@ class ModelWeights(msgspec.Struct):
 
 
 class ModelCapabilities(msgspec.Struct):
+    """reasoning_effort: what a request may ask for; default_reasoning_effort: what it gets without asking."""
+
     reasoning: bool
+    reasoning_effort: list[str] | UnsetType = UNSET
+    default_reasoning_effort: str | UnsetType = UNSET
 
 
 class ModelCard(msgspec.Struct):
-    """context_length: what the engine behind the name really holds. weights: what really answers."""
+    """context_length: what the engine behind the name really holds. weights: what really answers.
+
+    long_context_threshold: prompt tokens from which the long prices count for all tokens; 0: there are none. A model of embeddings
+    has only the prices of prompts.
+    """
 
     id: str
     object: Literal["model"]
@@ -345,12 +358,17 @@ class ModelCard(msgspec.Struct):
     input_modalities: list[str]
     output_modalities: list[str]
     prompt_text_token_price: TicksPerToken
-    cached_prompt_text_token_price: TicksPerToken
-    completion_text_token_price: TicksPerToken
+    prompt_image_token_price: TicksPerToken
     capabilities: ModelCapabilities
     engine: str
     weights: ModelWeights
     deprecated: bool
+    cached_prompt_text_token_price: TicksPerToken | UnsetType = UNSET
+    completion_text_token_price: TicksPerToken | UnsetType = UNSET
+    prompt_text_token_price_long_context: TicksPerToken | UnsetType = UNSET
+    cached_prompt_text_token_price_long_context: TicksPerToken | UnsetType = UNSET
+    completion_text_token_price_long_context: TicksPerToken | UnsetType = UNSET
+    long_context_threshold: Count | UnsetType = UNSET
     context_length: Count | UnsetType = UNSET
     description: str | UnsetType = UNSET
 
@@ -384,6 +402,10 @@ class LanguageModel(EmbeddingModel):
 
     cached_prompt_text_token_price: TicksPerToken
     completion_text_token_price: TicksPerToken
+    prompt_text_token_price_long_context: TicksPerToken
+    cached_prompt_text_token_price_long_context: TicksPerToken
+    completion_text_token_price_long_context: TicksPerToken
+    long_context_threshold: Count
     search_price: Ticks
     context_length: Count | UnsetType = UNSET
     capabilities: LanguageCapabilities | UnsetType = UNSET

@@ -137,6 +137,10 @@ class Compaction(msgspec.Struct):
 RANGES: Final[dict[str, Schema]] = {
     f"Request.{name}": {"minimum": low, "maximum": high} for name, (low, high) in openai_sampling.RANGES.items()
 }
+WIDTHS: Final[dict[str, Schema]] = {
+    "Request.top_k": {"minimum": 1, "maximum": openai_sampling.TOKENS_MAX},
+    "Request.min_p": {"minimum": 0, "maximum": 1},
+}
 KEPT: Final = {"response_id": "$response.body#/id"}
 
 OPERATIONS: Final = (
@@ -150,7 +154,7 @@ OPERATIONS: Final = (
         body=openai_responses.OpenAIResponses.body,
         frames=ResponseEvent,
         done=None,
-        refined={"Request.model": NOT_EMPTY, "Request.max_output_tokens": {"minimum": 1}, **RANGES},
+        refined={"Request.model": NOT_EMPTY, "Request.max_output_tokens": {"minimum": 1}, **RANGES, **WIDTHS},
         example={"model": MODEL, "input": "What is 2 + 2?", "max_output_tokens": 100},
         links={"getResponse": KEPT, "listInputItems": KEPT, "deleteResponse": KEPT},
     ),
