@@ -264,6 +264,13 @@ def test_lists_of_models(server: Server) -> None:
     assert server.request("GET", "/v1/embedding-models")[2].keys() == {"models"}
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/grok-4", "/v1/language-models/grok-4", "/v1/embedding-models/v1"]
+)
+def test_a_slash_at_the_end_changes_nothing(server: Server, path: str) -> None:
+    assert server.request("GET", path + "/")[2] == server.request("GET", path)[2]
+
+
 def test_a_model_tells_all_its_prices_in_ticks_per_token(server: Server) -> None:
     """A dollar per million tokens is 10,000 ticks per token; 0 for a long context without prices of its own."""
     for path in ("/v1/models/long", "/v1/language-models/long"):

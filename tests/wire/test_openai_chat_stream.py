@@ -78,6 +78,20 @@ def _asked() -> ChatAsked:
     return OpenAIChat().parse(b'{"model":"grok-4","messages":[{"role":"user","content":"hi"}]}')
 
 
+def test_what_images_took_of_the_prompt_is_told_apart() -> None:
+    renderer = ChatRenderer(include_usage=True)
+    renderer.feed(START)
+    frames = renderer.feed(Finished(("stop",), Usage(300, 1, 0, image=256), 0)).split(b"\n\n")
+    usage = json.loads(frames[-3].removeprefix(b"data: "))["usage"]
+    assert usage["prompt_tokens"] == 300
+    assert usage["prompt_tokens_details"] == {
+        "text_tokens": 44,
+        "audio_tokens": 0,
+        "image_tokens": 256,
+        "cached_tokens": 0,
+    }
+
+
 def test_no_chunk_without_choices_unless_usage_was_asked_for() -> None:
     renderer = ChatRenderer(include_usage=False)
     frames = b"".join(renderer.feed(event) for event in TABLE[0].events)

@@ -356,7 +356,7 @@ class HttpApp:
         async def handle(exchange: Exchange) -> None:
             caller = await self._identify(exchange)
             caller.acl.demand_endpoint("models")
-            model, weights = self._pipeline.offer(exchange.path.removeprefix(prefix), shelf.kinds)
+            model, weights = self._pipeline.offer(exchange.path.removeprefix(prefix).rstrip("/"), shelf.kinds)
             caller.acl.demand("models", model.name, *model.aliases)
             await exchange.reply(200, shelf.single(model, weights))
 

@@ -468,9 +468,9 @@ def usage_body(told: Finished | Completion) -> dict[str, object]:
         "completion_tokens": usage.completion,
         "total_tokens": usage.total,
         "prompt_tokens_details": {
-            "text_tokens": usage.prompt,
+            "text_tokens": usage.prompt - usage.image,
             "audio_tokens": 0,
-            "image_tokens": 0,
+            "image_tokens": usage.image,
             "cached_tokens": usage.cached or 0,
         },
         "completion_tokens_details": {
