@@ -100,6 +100,22 @@ def test_both_names_of_reasoning(field: str) -> None:
             {"prompt_tokens": 9, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 99}},
             Usage(9, 0, 9),
         ),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 1,
+                "prompt_tokens_details": {"cached_tokens": 2, "image_tokens": 5},
+            },
+            Usage(9, 1, 2, 0, 5),
+        ),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 1,
+                "prompt_tokens_details": {"cached_tokens": 6, "image_tokens": 5},
+            },
+            Usage(9, 1, 6, 0, 3),
+        ),
     ],
 )
 def test_reasoning_is_taken_out_of_completion_where_it_is_in(usage: object, core: Usage) -> None:

@@ -211,6 +211,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 class _PromptDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class _CompletionDetails(msgspec.Struct, gc=False):
@@ -467,8 +468,10 @@ def _usage(told: _Usage) -> Usage:
     completion = told.completion_tokens
     if told.total_tokens != told.prompt_tokens + completion + reasoning:
         completion = max(0, completion - reasoning)
-    cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else None
-    return Usage(told.prompt_tokens, completion, None if cached is None else min(cached, told.prompt_tokens), reasoning)
+    details = told.prompt_tokens_details or _PromptDetails()
+    cached = None if details.cached_tokens is None else min(details.cached_tokens, told.prompt_tokens)
+    image = min(max(0, details.image_tokens or 0), told.prompt_tokens - (cached or 0))
+    return Usage(told.prompt_tokens, completion, cached, reasoning, image)
 
 
 # ---------------------------------------------------------------------------------------------- errors

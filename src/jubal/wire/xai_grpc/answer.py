@@ -270,7 +270,8 @@ def usage_of(used: Usage, told: Finished | Completion | None = None) -> Proto:
         prompt_tokens=used.prompt,
         completion_tokens=used.completion,
         total_tokens=used.total,
-        prompt_text_tokens=used.prompt,
+        prompt_text_tokens=used.prompt - used.image,
+        prompt_image_tokens=used.image,
         reasoning_tokens=used.reasoning,
         cached_prompt_text_tokens=used.cached or 0,
     )
@@ -311,7 +312,9 @@ class RunningUsage:
             base = self._base = Usage(estimate_prompt(self._generation), 0)
         message.completion_tokens = base.completion + self._deltas
         message.total_tokens = base.total + self._deltas + self._thoughts
-        message.prompt_tokens = message.prompt_text_tokens = base.prompt
+        message.prompt_tokens = base.prompt
+        message.prompt_text_tokens = base.prompt - base.image
+        message.prompt_image_tokens = base.image
         if base.reasoning or self._thoughts:
             message.reasoning_tokens = base.reasoning + self._thoughts
         if base.cached:
