@@ -89,6 +89,8 @@ ERRORS = [
     (CHAT, {"messages": TWO, "stop": ["a", "b", "c", "d", "e"]}, 400, "too_many", "stop"),
     (CHAT, {"messages": TWO, "tools": [{"type": "function", "function": {"name": f"f{n}"}} for n in range(351)]}, 400, "too_many", "tools"),
     ("/v1/embeddings", {"input": ["x"] * 129, "model": "grok-embedding-small"}, 400, "too_many", "input"),
+    (RESPONSES, {"input": "x", "tools": [{"type": "file_search", "vector_store_ids": ["a"], "filters": {"type": "eq"}}]}, 400, "invalid_value", "tools[0].filters"),
+    (RESPONSES, {"input": "x", "tools": [{"type": "file_search", "vector_store_ids": ["a"], "ranking_options": {}}]}, 400, "invalid_value", "tools[0].ranking_options"),
     ("/v1/completions", {"prompt": "x", "best_of": 1, "n": 129}, 400, "out_of_range", "n"),
 ]  # fmt: skip
 

@@ -29,6 +29,7 @@ from jubal.core.server_tools import Source
 from jubal.core.usage import Usage
 from jubal.records.sealing import FernetSealer
 from jubal.wire.xai_grpc import errors, pb
+from jubal.wire.xai_grpc.answer import usage_of
 from jubal.wire.xai_grpc.chat import ChatAsked, XaiChat, XaiCompact
 from jubal.wire.xai_grpc.embed import EmbedAsked
 from jubal.wire.xai_grpc.sample import XaiSample
@@ -375,3 +376,8 @@ def test_every_kind_of_error_has_a_code(kind: type[JubalError]) -> None:
     reply = errors.reply(error)
     assert (reply.status, reply.body) == (errors.CODES[kind], b"m (field `p`)")
     assert dict(reply.headers) == {b"x-error-code": b"c", b"retry-after": b"2"}
+
+
+def test_what_images_took_of_the_prompt_is_told_apart() -> None:
+    told = usage_of(Usage(300, 1, 20, image=256))
+    assert (told.prompt_tokens, told.prompt_text_tokens, told.prompt_image_tokens) == (300, 44, 256)

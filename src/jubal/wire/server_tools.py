@@ -379,6 +379,7 @@ class ServerToolFields(msgspec.Struct, gc=False):
     container: Any = None
     vector_store_ids: list[str] | None = None
     max_num_results: int | None = None
+    ranking_options: Any = None
     server_label: str | None = None
     server_url: str | None = None
     server_description: str | None = None
@@ -569,6 +570,9 @@ def _mcp(where: str, tool: ServerToolFields) -> Mcp:
 
 
 def _collections(where: str, tool: ServerToolFields) -> CollectionsSearch:
+    for name, value in (("filters", tool.filters), ("ranking_options", tool.ranking_options)):
+        if value is not None:
+            raise _wrong(f"{where}.{name}", "is not supported: leave it out")
     ids = tool.vector_store_ids or []
     if not 1 <= len(ids) <= COLLECTIONS_MAX:
         raise _wrong(f"{where}.vector_store_ids", f"needs 1 to {COLLECTIONS_MAX} ids")
