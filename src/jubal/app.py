@@ -307,8 +307,8 @@ def make_limiter(settings: config.Settings) -> Limiter:
     spare = MemoryLimiter() if settings.limits.when_away == "memory" else None
     try:
         return RedisLimiter(settings.limits.url, spare=spare)
-    except ValueError as error:
-        raise config.ConfigError(f"{settings.file}: limits.url: {error}") from None
+    except ValueError:  # its message may hold the password
+        raise config.ConfigError(f"{settings.file}: limits.url: expected redis://HOST:PORT/NUMBER") from None
 
 
 def make_scopes(settings: config.Settings, tiers: Tiers) -> Scopes:

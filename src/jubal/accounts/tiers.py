@@ -26,10 +26,10 @@ class Tier:
     monthly_credit: int | None = None
     postpaid_cap: int | None = None
     request: int | None = None
-    rps: int | None = None
     rpm: int | None = None
     tpm: int | None = None
     answer_tokens_max: int = ANSWER_TOKENS_MAX
+    rps: int | None = None
 
     def terms(self, prepaid: bool) -> Terms | None:
         """How far a team of this tier may go; None: any way, and nothing has to be held. prepaid: its credit must cover it."""
