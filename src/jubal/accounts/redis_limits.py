@@ -105,7 +105,7 @@ local function wait(spent, count, limit, one)
 end
 
 local function left(spent, limit, one)
-  return limit == 0 and 0 or floor_div(math.max(0, limit * one - spent), one)
+  return limit == 0 and 0 or math.min(2 ^ 53, floor_div(math.max(0, limit * one - spent), one))
 end
 
 local tokens = tonumber(ARGV[2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
@@ -14,7 +13,9 @@ from jubal.cli.common import (
     JsonOption,
     TeamOption,
     counted,
+    now_us,
     open_store,
+    operator,
     print_json,
     print_table,
     table,
@@ -147,16 +148,19 @@ def _model(settings: config.Settings, name: str) -> str:
 
 
 def _put(conn: Connection, name: str, model: str, rates: Rates) -> Rates:
-    from jubal.accounts import team_limits, teams
+    from jubal.accounts import teams
+    from jubal.admin import limits
 
     team = teams.by_name_or_id(conn, name)
-    return team_limits.put(conn, team_id=team.id, model=model, rates=rates, now_us=time.time_ns() // 1000)
+    return limits.put(conn, operator(conn), team.id, model, rates, now_us=now_us())
 
 
 def _clear(conn: Connection, name: str, model: str | None) -> int:
-    from jubal.accounts import team_limits, teams
+    from jubal.accounts import teams
+    from jubal.admin import limits
 
-    return team_limits.clear(conn, team_id=teams.by_name_or_id(conn, name).id, model=model)
+    team = teams.by_name_or_id(conn, name)
+    return limits.clear(conn, operator(conn), team.id, model, now_us=now_us())
 
 
 def _of_team(conn: Connection, name: str) -> tuple[Team, TeamLimits | None, list[Key]]:
