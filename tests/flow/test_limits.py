@@ -84,7 +84,7 @@ def test_a_teams_limits_change_while_servers_run(tmp_path: Path) -> None:
         assert (shown["model"]["name"], shown["model"]["rpm"]) == ("grok-4", 1)
         assert server.command("limits", "clear", "--team", "t") == {"cleared": 2}
         assert server.command("limits", "show", "--team", "t")[0]["from"] == "tier small"
-        acts = [act["action"] for act in server.command("audit") if act["resource"] == "limit"]
+        acts = [act["action"] for act in server.command("audit") if act["resource"]["kind"] == "limit"]
         assert sorted(acts) == ["limits.clear", "limits.clear", "limits.set", "limits.set"]
 
 
