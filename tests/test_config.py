@@ -28,7 +28,8 @@ retention_days = 30
 [store]
 url = "postgresql://127.0.0.1/jubal"
 [limits]
-url = "memory://"
+url = "redis://127.0.0.1:6379/1"
+when_away = "memory"
 [fetch]
 allow_private_hosts = ["intranet.example:8000"]
 [engines.local]
@@ -61,6 +62,9 @@ context = 256000
 input = ["text", "image"]
 reasoning = true
 fallback = ["local"]
+rps = 1
+rpm = 30
+tpm = 9000
 price = { input = 3.0, cached_input = 0.75, output = 15, image = 4, reasoning = 5, request = 0.01, tools = { web_search = 0.005 }, long_context = { threshold = 100, input = 6, cached_input = 1.5, output = 30 } }
 [tools.web_search]
 provider = "searxng"
@@ -88,6 +92,7 @@ monthly_credit_usd = 25
 postpaid_cap_usd = 10
 request_usd = 0.03
 answer_tokens_max = 100
+rps = 2
 rpm = 60
 tpm = 100000
 """
@@ -118,7 +123,7 @@ def test_everything_of_the_contract(tmp_path: Path) -> None:
     )
     usd = 10_000_000_000
     assert Tiers.configured(settings.tiers).get("beta") == Tier(
-        "beta", 25 * usd, 10 * usd, 300_000_000, 60, 100_000, 100
+        "beta", 25 * usd, 10 * usd, 300_000_000, 60, 100_000, 100, 2
     )
     assert model.fallback == ("local",)
     assert settings.private_hosts == ("intranet.example:8000", "127.0.0.1")
@@ -212,9 +217,10 @@ def test_own_engines_without_the_local_one_serve_only_what_is_configured(tmp_pat
         models.find("grok-beta")
 
 
-def test_what_this_release_can_not_do_is_refused_and_not_ignored(tmp_path: Path) -> None:
-    with pytest.raises(config.ConfigError, match=r"limits\.url"):
-        build(load(tmp_path, '[limits]\nurl = "redis://127.0.0.1"\n'))
+def test_an_address_of_redis_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"limits\.url: expected redis://") as caught:
+        build(load(tmp_path, '[limits]\nurl = "redis://user:hunter2@127.0.0.1:port"\n'))
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_proxy_that_is_no_address(tmp_path: Path) -> None:

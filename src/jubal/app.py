@@ -21,8 +21,10 @@ from jubal.accounts import usage
 from jubal.accounts.guesses import WrongKeys
 from jubal.accounts.holds import Credit
 from jubal.accounts.keys import KeyRing
-from jubal.accounts.limits import MemoryLimiter
+from jubal.accounts.limits import Limiter, MemoryLimiter
+from jubal.accounts.scopes import Scopes
 from jubal.accounts.store import GroupCommit, Store
+from jubal.accounts.team_limits import Rates
 from jubal.accounts.tiers import Tiers
 from jubal.admin.billing import Books
 from jubal.agent.toolbox import ToolBounds, Toolbox
@@ -296,6 +298,24 @@ def _tell_of_breaker(breaker: Breaker) -> None:
             log.warning("engine answers again", engine=breaker.name)
 
 
+def make_limiter(settings: config.Settings) -> Limiter:
+    """What counts for the rate limits. Raises `ConfigError`."""
+    if settings.limits.url.startswith("memory://"):
+        return MemoryLimiter()
+    from jubal.accounts.redis_limits import RedisLimiter
+
+    spare = MemoryLimiter() if settings.limits.when_away == "memory" else None
+    try:
+        return RedisLimiter(settings.limits.url, spare=spare)
+    except ValueError:  # its message may hold the password
+        raise config.ConfigError(f"{settings.file}: limits.url: expected redis://HOST:PORT/NUMBER") from None
+
+
+def make_scopes(settings: config.Settings, tiers: Tiers) -> Scopes:
+    models = {name: Rates(model.rps, model.rpm, model.tpm) for name, model in settings.models.items()}
+    return Scopes(tiers, {name: rates for name, rates in models.items() if rates != Rates()})
+
+
 def make_cache(cache: config.Cache) -> ResponseCache | None:
     if not cache.enabled:
         return None
@@ -348,6 +368,7 @@ class Jubal:
     pipeline: Pipeline
     images: Images
     credit: Credit
+    limiter: Limiter
     deferred: Deferred
     watch: Watch
     door: Door
@@ -408,6 +429,7 @@ class Jubal:
         await self.pipeline.drain()
         await self.usage_log.close()
         await self.credit.close()
+        await self.limiter.close()
         closing = [served.engine.close() for served in self.served.values()]
         closing += [one.embedder.close() for one in self.embedders.values()]
         closing += [self.images.close(), self.pipeline.toolbox.close()]
@@ -417,8 +439,6 @@ class Jubal:
 
 def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     """Puts the parts together. Raises `ConfigError`, `StoreUnavailable`."""
-    if not settings.limits.url.startswith("memory://"):
-        raise config.ConfigError(f"{settings.file}: limits.url: this release counts in memory only, expected memory://")
     models = catalogue.build(settings)
     embedding_models = catalogue.embedding_models(settings)
     _check_one_ability(settings, models, embedding_models)
@@ -439,11 +459,12 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     images = Images(image_fetcher(settings))
     credit = Credit(store)
     tiers = Tiers.configured(settings.tiers)
+    limiter = make_limiter(settings)
     pipeline = Pipeline(
         models,
         served,
         KeyRing(store),
-        MemoryLimiter(),
+        limiter,
         usage_log,
         embedding_models=embedding_models,
         embedders=embedders,
@@ -451,6 +472,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         toolbox=make_toolbox(settings),
         cache=make_cache(settings.cache),
         charging=Charging(credit, tiers),
+        scopes=make_scopes(settings, tiers),
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
@@ -484,6 +506,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         pipeline,
         images,
         credit,
+        limiter,
         deferred,
         watch,
         door,

@@ -58,9 +58,13 @@ class Store(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Limits(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[limits]. url: memory:// or redis://…"""
+    """[limits]. url: memory:// or redis://… (rediss:// with TLS, unix:// for a socket).
+
+    when_away: what happens to limited requests while Redis does not answer: they are refused, or each gateway counts for itself.
+    """
 
     url: str = "memory://"
+    when_away: Literal["refuse", "memory"] = "refuse"
 
 
 class Usage(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -139,7 +143,10 @@ class ModelPrice(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Model(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[models."NAME"]. A name of the default catalogue is changed key by key; any other is added."""
+    """[models."NAME"]. A name of the default catalogue is changed key by key; any other is added.
+
+    rps, rpm, tpm: what each team may do with the model: requests per second, requests and tokens per minute. None: no limit.
+    """
 
     engine: str | None = None
     upstream: str | None = None
@@ -150,6 +157,9 @@ class Model(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fallback: tuple[str, ...] | None = None
     price: ModelPrice | None = None
     kind: Literal["language", "embedding"] = "language"
+    rps: Positive | None = None
+    rpm: Positive | None = None
+    tpm: Positive | None = None
 
 
 class WebSearch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -219,6 +229,7 @@ class Tier(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     monthly_credit_usd: Usd | None = None
     postpaid_cap_usd: Usd | None = None
     request_usd: Usd | None = None
+    rps: Positive | None = None
     rpm: Positive | None = None
     tpm: Positive | None = None
     answer_tokens_max: Positive = 8192
@@ -410,7 +421,7 @@ def _check_engines(settings: Settings, file: Path) -> None:
     url = settings.store.url
     if url is not None and not url.startswith(("sqlite:///", "postgresql://")):
         raise ConfigError(f"{file}: store.url: expected sqlite:///FILE or postgresql://…, got `{url.split(':')[0]}:…`")
-    if not settings.limits.url.startswith(("memory://", "redis://", "rediss://")):
+    if not settings.limits.url.startswith(("memory://", "redis://", "rediss://", "unix://")):
         raise ConfigError(
             f"{file}: limits.url: expected memory:// or redis://…, got `{settings.limits.url.split(':')[0]}:…`"
         )

@@ -12,17 +12,25 @@ from jubal.accounts import limits
 from jubal.accounts.acl import EVERYTHING, Acl
 from jubal.accounts.keys import Caller
 from jubal.accounts.limits import MemoryLimiter, Ticket
+from jubal.accounts.scopes import Scopes
 from jubal.core.errors import TooFast
 from tests.accounts.conftest import Clock
 
 CALLER = Caller("key", "team", Acl.parse(EVERYTHING))
 
 
+class KeyLimiter(MemoryLimiter):
+    """Limits of keys only: what a caller may do whose team may do anything."""
+
+    def take(self, caller: Caller, tokens: int) -> Ticket:  # type: ignore[override]
+        return self.try_take(Scopes().of(caller, "grok-4"), tokens)
+
+
 def numbers(ticket: Ticket) -> tuple[int | None, ...]:
     return ticket.limit_requests, ticket.remaining_requests, ticket.limit_tokens, ticket.remaining_tokens
 
 
-def take_all(limiter: MemoryLimiter, caller: Caller, tokens: int = 0, most: int = 1000) -> list[Ticket]:
+def take_all(limiter: KeyLimiter, caller: Caller, tokens: int = 0, most: int = 1000) -> list[Ticket]:
     """As many as are let in at once."""
     tickets: list[Ticket] = []
     while len(tickets) < most:
@@ -34,15 +42,15 @@ def take_all(limiter: MemoryLimiter, caller: Caller, tokens: int = 0, most: int 
 
 
 def test_no_limits(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     ticket = limiter.take(CALLER, 10**12)
     assert numbers(ticket) == (None, None, None, None)
     limiter.give_back(ticket, 10**12)
-    assert limiter._allowances == {}
+    assert limiter._meters == {}
 
 
 def test_requests_per_minute(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, rpm=3)
     assert [numbers(ticket) for ticket in take_all(limiter, caller)] == [
         (3, 2, None, None),
@@ -63,7 +71,7 @@ def test_requests_per_minute(clock: Clock) -> None:
 
 
 def test_tokens_per_minute(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=1000)
     assert numbers(limiter.take(caller, 900)) == (None, None, 1000, 100)
     with pytest.raises(TooFast, match="limit of 1000 tokens per minute; this request needs 200") as caught:
@@ -74,7 +82,7 @@ def test_tokens_per_minute(clock: Clock) -> None:
 
 
 def test_a_refused_request_takes_nothing(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, rpm=2, tpm=100)
     limiter.take(caller, 90)
     for _ in range(5):
@@ -87,14 +95,14 @@ def test_a_refused_request_takes_nothing(clock: Clock) -> None:
 
 
 def test_more_than_the_limit_is_never_let_in_and_no_wait_is_promised(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     with pytest.raises(TooFast, match="Ask for fewer") as caught:
         limiter.take(replace(CALLER, tpm=100), 101)
     assert caught.value.retry_after_s is None
 
 
 def test_what_is_given_back_can_be_taken_at_once(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=1000)
     ticket = limiter.take(caller, 1000)
     assert take_all(limiter, caller, 1) == []
@@ -103,7 +111,7 @@ def test_what_is_given_back_can_be_taken_at_once(clock: Clock) -> None:
 
 
 def test_tokens_used_on_top_are_owed(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=600)
     ticket = limiter.take(caller, 100)
     limiter.give_back(ticket, -1100)
@@ -113,7 +121,7 @@ def test_tokens_used_on_top_are_owed(clock: Clock) -> None:
 
 
 def test_a_ticket_is_given_back_once(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=100)
     limiter.take(caller, 60)
     ticket = limiter.take(caller, 40)
@@ -123,7 +131,7 @@ def test_a_ticket_is_given_back_once(clock: Clock) -> None:
 
 
 def test_more_than_was_taken_is_not_given_back(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=100)
     limiter.give_back(limiter.take(caller, 60), 0)
     limiter.give_back(limiter.take(caller, 10), 1000)
@@ -132,7 +140,7 @@ def test_more_than_was_taken_is_not_given_back(clock: Clock) -> None:
 
 def test_tokens_that_left_meanwhile_are_not_given_back_twice(clock: Clock) -> None:
     """A plain token bucket lets in three limits here: one that comes back after it had left already, and two more."""
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=1000)
     slow = limiter.take(caller, 1000)
     clock.pass_s(60)
@@ -142,7 +150,7 @@ def test_tokens_that_left_meanwhile_are_not_given_back_twice(clock: Clock) -> No
 
 
 def test_a_ticket_that_is_never_given_back_counts_as_used(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=100)
     limiter.take(caller, 100)
     clock.pass_s(60)
@@ -150,13 +158,13 @@ def test_a_ticket_that_is_never_given_back_counts_as_used(clock: Clock) -> None:
 
 
 def test_keys_do_not_share(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     for key in ("a", "b"):
         assert len(take_all(limiter, replace(CALLER, key_id=key, rpm=5))) == 5
 
 
 def test_a_changed_limit_keeps_what_is_spent(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     ticket = limiter.take(replace(CALLER, tpm=100), 80)
     assert numbers(limiter.take(replace(CALLER, rpm=5, tpm=200), 20)) == (5, 4, 200, 100)
     with pytest.raises(TooFast):
@@ -166,12 +174,12 @@ def test_a_changed_limit_keeps_what_is_spent(clock: Clock) -> None:
 
 
 def test_idle_keys_are_forgotten(clock: Clock) -> None:
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     held = limiter.take(replace(CALLER, key_id="held", tpm=10), 10)
     for n in range(10 * limits.ENTRIES_BEFORE_SWEEP):
         limiter.take(replace(CALLER, key_id=str(n), rpm=6000), 0)
         clock.pass_s(0.01)
-    assert len(limiter._allowances) <= limits.ENTRIES_BEFORE_SWEEP
+    assert len(limiter._meters) <= limits.ENTRIES_BEFORE_SWEEP
     limiter.give_back(held, -10)
     assert take_all(limiter, replace(CALLER, key_id="held", tpm=10), 1) == []
 
@@ -189,7 +197,7 @@ STEPS = st.lists(
 )
 
 
-def ask(limiter: MemoryLimiter, caller: Caller, tokens: int) -> Ticket | TooFast:
+def ask(limiter: KeyLimiter, caller: Caller, tokens: int) -> Ticket | TooFast:
     try:
         return limiter.take(caller, tokens)
     except TooFast as refusal:
@@ -213,7 +221,7 @@ def test_no_stretch_of_time_sees_more_than_the_limit(
 ) -> None:
     """Tokens count with what was really used, from the moment they were taken: however late the rest came back."""
     clock = Clock()
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=tpm, rpm=rpm)
     running: list[tuple[float, Ticket, int]] = []
     let_in: list[tuple[float, int]] = []
@@ -238,7 +246,7 @@ def test_no_stretch_of_time_sees_more_than_the_limit(
 @given(STEPS, st.integers(1, 200))
 def test_after_the_wait_that_was_named_it_is_let_in(steps: list[tuple[int, int, int, int]], tpm: int) -> None:
     clock = Clock()
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=tpm, rpm=7)
     for passes_ms, asks, uses, _ in steps:
         clock.pass_s(passes_ms / 1000)
@@ -260,7 +268,7 @@ def test_after_the_wait_that_was_named_it_is_let_in(steps: list[tuple[int, int, 
 @given(STEPS, st.integers(1, 200))
 def test_giving_back_never_makes_more_than_the_limit(steps: list[tuple[int, int, int, int]], tpm: int) -> None:
     clock = Clock()
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, tpm=tpm)
     for passes_ms, asks, gives, _ in steps:
         clock.pass_s(passes_ms / 1000)
@@ -275,7 +283,7 @@ def test_giving_back_never_makes_more_than_the_limit(steps: list[tuple[int, int,
 def test_it_is_no_tighter_than_it_says(passes_ms: list[int], rpm: int) -> None:
     """Asked often enough, it lets in the limit and then its rate, to the last one."""
     clock = Clock()
-    limiter = MemoryLimiter(clock)
+    limiter = KeyLimiter(clock)
     caller = replace(CALLER, rpm=rpm)
     total, begin = len(take_all(limiter, caller)), clock.now
     for step in passes_ms:

@@ -305,7 +305,7 @@ async def test_the_worker_sweeps_what_has_expired(sqlite_store: Store) -> None:
 def held_tokens(one: Gateway, caller: Caller) -> int:
     limiter = one.pipeline._limiter
     assert isinstance(limiter, MemoryLimiter)
-    return limiter._allowances[caller.key_id].held
+    return limiter.held(f"{{{caller.team_id}}}:key:{caller.key_id}")
 
 
 async def test_tokens_are_not_held_for_ever_for_a_job_that_may_run_elsewhere(

@@ -65,3 +65,77 @@ async def test_no_limit_is_no_queue() -> None:
     release.set()
     await asyncio.gather(*tasks)
     assert door.running == 0
+
+
+async def test_work_that_nobody_waits_for_gives_way() -> None:
+    door, entered = Admission("e", 1, 5), []
+    first, rest = asyncio.Event(), asyncio.Event()
+
+    async def work(background: bool, number: int) -> None:
+        async with door.door(background=background):
+            entered.append(number)
+            await (first if number == 0 else rest).wait()
+
+    tasks = [asyncio.create_task(work(background, n)) for n, background in enumerate([True, True, True, False, False])]
+    await asyncio.sleep(0)
+    assert (entered, door.queued, door.queued_background) == ([0], 2, 2)
+    rest.set()
+    first.set()
+    await asyncio.gather(*tasks)
+    assert entered == [0, 3, 4, 1, 2]
+    assert (door.running, door.queued, door.queued_background) == (0, 0, 0)
+
+
+async def test_background_work_never_takes_a_place_in_the_queue_of_others() -> None:
+    door, release = Admission("e", 1, 2), asyncio.Event()
+
+    async def work(background: bool) -> None:
+        async with door.door(background=background):
+            await release.wait()
+
+    tasks = [asyncio.create_task(work(True)) for _ in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(AtCapacity):
+        await work(True)
+    tasks += [asyncio.create_task(work(False)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert (door.queued, door.queued_background) == (2, 2)
+    release.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_who_is_refused_is_told_how_fast_the_queue_drains() -> None:
+    now = [0.0]
+    door = Admission("e", 1, 1, clock=lambda: now[0])
+    leave = asyncio.Queue[None]()
+
+    async def work() -> None:
+        async with door:
+            await leave.get()
+
+    async def refused() -> float:
+        with pytest.raises(AtCapacity) as caught:
+            await work()
+        return caught.value.retry_after_s or 0
+
+    tasks = []
+    for _ in range(3):
+        tasks += [asyncio.create_task(work()), asyncio.create_task(work())]
+        await asyncio.sleep(0)
+        now[0] += 7
+        leave.put_nowait(None)
+        await asyncio.sleep(0.001)
+        tasks.append(asyncio.create_task(work()))
+        await asyncio.sleep(0)
+        now[0] += 7
+        leave.put_nowait(None)
+        await asyncio.sleep(0.001)
+        now[0] += 7
+        leave.put_nowait(None)
+        await asyncio.sleep(0.001)
+    tasks += [asyncio.create_task(work()), asyncio.create_task(work())]
+    await asyncio.sleep(0)
+    assert [await refused() for _ in range(3)] == [7, 14, 21], "one after the other: each departure makes one place"
+    for _ in range(2):
+        leave.put_nowait(None)
+    await asyncio.gather(*tasks, return_exceptions=True)

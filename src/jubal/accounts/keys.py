@@ -23,12 +23,13 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from jubal.accounts import prices, teams
+from jubal.accounts import prices, team_limits, teams
 from jubal.accounts.acl import EVERYTHING, MANAGE_EVERYTHING, Acl
 from jubal.accounts.prices import TeamPrices
 from jubal.accounts.store import Store
 from jubal.accounts.tables import api_keys, meta, old_secrets
 from jubal.accounts.tables import teams as teams_table
+from jubal.accounts.team_limits import TeamLimits
 from jubal.accounts.teams import STANDARD
 from jubal.core.errors import BadRequest, NotAllowed, NotFound, NotIdentified
 
@@ -78,6 +79,7 @@ class Caller:
     """Who asks: what the pipeline needs of a key that may be used.
 
     tier, prepaid: of its team (`teams.Team`). prices: what the team pays in place of list prices, where it does.
+    limits: the rate limits that the team was given, where it was.
     """
 
     key_id: str
@@ -90,6 +92,7 @@ class Caller:
     tier: str = STANDARD
     prepaid: bool = False
     prices: TeamPrices | None = None
+    limits: TeamLimits | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- statements
@@ -277,6 +280,7 @@ class _Found:
     tier: str
     prepaid: bool
     prices: TeamPrices | None
+    limits: TeamLimits | None = None
     until_us: int | None = None
 
 
@@ -307,7 +311,8 @@ def _find(conn: Connection, which: sa.ColumnElement[bool], now_us: int) -> _Foun
     if row is None:
         return None
     own_prices = prices.of_team(conn, row["team_id"], now_us)
-    return _Found(_key(row), row["team_blocked"], row["tier"], row["prepaid"], own_prices)
+    own_limits = team_limits.of_team(conn, row["team_id"])
+    return _Found(_key(row), row["team_blocked"], row["tier"], row["prepaid"], own_prices, own_limits)
 
 
 def _fact(conn: Connection, name: str) -> str:
@@ -504,6 +509,7 @@ def _caller(found: _Found) -> Caller:
         found.tier,
         found.prepaid,
         found.prices,
+        found.limits,
     )
 
 

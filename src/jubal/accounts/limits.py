@@ -1,9 +1,10 @@
-"""Requests and tokens per minute of each key.
+"""Requests and tokens per minute, and requests per second, of everyone who shares in a request: its key, its team, its model.
 
-A limit is a bucket that holds one minute's worth and empties evenly: a key may spend a minute's worth at once, and then goes
-on at its rate. So in any stretch of time it gets at most the limit plus the limit's share of that stretch.
+A limit is a bucket that holds one period's worth and empties evenly: a minute's worth can be spent at once, and then it goes on
+at the limit's rate. So in any stretch of time there is at most the limit plus the limit's share of that stretch.
 
-Tokens are an estimate when a request begins, so it takes the most it may use, and gives back the rest when it has ended.
+A request takes from every scope that applies to it (accounts/scopes.py), from all or from none. Tokens are an estimate when it
+begins, so it takes the most it may use, and gives back the rest when it has ended.
 """
 
 from __future__ import annotations
@@ -12,46 +13,87 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
-from jubal.accounts.keys import Caller
 from jubal.core.errors import TooFast
 
 ENTRIES_BEFORE_SWEEP: Final = 1024
+SECOND_US: Final = 1_000_000
+MINUTE_US: Final = 60_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One of the limits that a request has to keep. None: no limit of this kind.
+
+    key: who shares it; the same on all gateways. words: the subject of a refusal, "This API key has reached its rate limit".
+    rps: requests per second. rpm, tpm: requests and tokens per minute.
+    """
+
+    key: str
+    words: str
+    rps: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+
+
+ScopeSet: TypeAlias = tuple[Scope, ...]
 
 
 @dataclass(slots=True)
 class Ticket:
-    """A request that was let in. limit_*: per minute; remaining_*: what could be taken right after it; None: no limit.
+    """A request that was let in. limit_*: of its tightest scope; remaining_*: what could be taken there then; None: no limit.
 
-    key_id, tokens: what it holds of whose limit, until it is given back (`open`).
+    Requests are those per minute, or per second where only that is limited. scopes, tokens: what it holds of whose limits until
+    it is given back (`open`), since the minute `epoch`. added: tokens that were taken later. spare: taken from a substitute.
     """
 
     limit_requests: int | None = None
     remaining_requests: int | None = None
     limit_tokens: int | None = None
     remaining_tokens: int | None = None
-    key_id: str = ""
+    scopes: ScopeSet = ()
     tokens: int = 0
+    epoch: int = 0
+    added: int = 0
     open: bool = False
+    spare: bool = False
 
 
 UNLIMITED: Final = Ticket()
 
 
 class Limiter(Protocol):
-    """Lets requests in, or not. Neither method blocks."""
+    """Lets requests in, or not. Only `take` waits, and only where the counters are not in this process.
 
-    def take(self, caller: Caller, tokens: int) -> Ticket:
-        """One request, and the most tokens that it may use, from the caller's limits: both or nothing.
+    testing.check_limiter is this promise as checks.
+    """
 
-        Raises `TooFast`. Its `retry_after_s` is when the same request will be let in if no other is before; None where it asks
-        for more than the limit ever allows.
+    def try_take(self, scopes: ScopeSet, tokens: int) -> Ticket | None:
+        """As `take`, where that needs no waiting; None where it does: then nothing is taken yet. Raises `TooFast`."""
+        ...
+
+    async def take(self, scopes: ScopeSet, tokens: int) -> Ticket:
+        """One request, and the most tokens that it may use, from all scopes, or from none.
+
+        Raises `TooFast` for the limit that takes longest to let it in. Its `retry_after_s` is when the same request will be let
+        in if no other is before; None where it asks for more than the limit ever allows. Raises `StoreUnavailable` where the
+        counters can't be reached.
         """
         ...
 
+    def add(self, ticket: Ticket, tokens: int) -> None:
+        """Tokens that a running request has used beyond what it took: they count at once, and nobody asks whether they may."""
+        ...
+
     def give_back(self, ticket: Ticket, unused_tokens: int) -> None:
-        """What the request did not use of its tokens; a negative number is what it used on top. Only the first call counts."""
+        """What the request did not use of the tokens that it took and were added; a negative number is what it used on top.
+
+        Only the first call counts."""
+        ...
+
+    async def close(self) -> None:
+        """Returns when everything that was given back is where it is counted."""
         ...
 
 
@@ -60,171 +102,207 @@ class MemoryLimiter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._allowances: dict[str, _Allowance] = {}
+        self._meters: dict[str, _Meter] = {}
         self._sweep_at = ENTRIES_BEFORE_SWEEP
 
-    def take(self, caller: Caller, tokens: int) -> Ticket:
-        if caller.rpm is None and caller.tpm is None:
+    def try_take(self, scopes: ScopeSet, tokens: int) -> Ticket:
+        if not scopes:
             return UNLIMITED
-        now_ns = int(self._clock() * 1e9)
-        return self._allowance(caller, now_ns).take(max(0, tokens), now_ns)
+        now_us = round(self._clock() * 1e6)
+        tokens = max(0, tokens)
+        meters = [self._meter(scope, now_us) for scope in scopes]
+        _check(scopes, meters, tokens)
+        for scope, meter in zip(scopes, meters, strict=True):
+            meter.take(scope, tokens)
+        left = [meter.left(scope) for scope, meter in zip(scopes, meters, strict=True)]
+        return ticket(scopes, left, tokens, now_us // MINUTE_US)
+
+    async def take(self, scopes: ScopeSet, tokens: int) -> Ticket:
+        return self.try_take(scopes, tokens)
+
+    def add(self, ticket: Ticket, tokens: int) -> None:
+        if ticket.open:
+            ticket.added += tokens
+            self._settle(ticket, 0, tokens)
 
     def give_back(self, ticket: Ticket, unused_tokens: int) -> None:
-        if not ticket.open:
+        if ticket.open:
+            ticket.open = False
+            self._settle(ticket, ticket.tokens, max(0, ticket.tokens - unused_tokens))
+
+    async def close(self) -> None:
+        """At once: nothing is underway."""
+
+    def held(self, key: str) -> int:
+        """Tokens that requests have taken of a scope and not given back yet."""
+        meter = self._meters.get(key)
+        return 0 if meter is None else meter.held + meter.held_before
+
+    def _settle(self, ticket: Ticket, took: int, used: int) -> None:
+        now_us = round(self._clock() * 1e6)
+        for scope in ticket.scopes:
+            if scope.tpm is not None:
+                self._meter(scope, now_us).settle(ticket.epoch, took, used)
+
+    def _meter(self, scope: Scope, now_us: int) -> _Meter:
+        """The meter of a scope, as it stands now."""
+        meter = self._meters.get(scope.key)
+        if meter is None:
+            if len(self._meters) >= self._sweep_at:
+                self._sweep(now_us)
+            meter = self._meters[scope.key] = _Meter()
+        meter.turn_to(now_us, scope)
+        return meter
+
+    def _sweep(self, now_us: int) -> None:
+        """Forgets whom nothing was spent of for a while. At most every second entry is new, so a `take` stays O(1)."""
+        self._meters = {key: kept for key, kept in self._meters.items() if not kept.is_idle(now_us)}
+        self._sweep_at = max(ENTRIES_BEFORE_SWEEP, 2 * len(self._meters))
+
+
+class _Meter:
+    """What is spent of one scope. accounts/redis_limits.py says the same in Lua: change both, or none.
+
+    Buckets (GCRA) are in units of which a period has limit * period, so `limit` of them leave each microsecond and one request or
+    token is as many as the period has microseconds. Whole numbers: no rounding lets a token more through, or keeps one back.
+
+    What requests have really used is known only when they end. Two buckets are never below it: `taken`, where each request
+    counts with all it took, when it took it; and `used` plus what is held, where it counts with what it used, when it ended, and
+    until then with all it took. The lower of the two decides. So tokens that are given back can be taken at once, and never let in
+    more than the limit, whatever has left the buckets meanwhile. (To take them off `taken` would: what they stand for may have
+    left already.)
+
+    What is held is that for the minute `epoch` that it was taken in and the next one, and then counts as used. So a gateway that
+    died before it could give anything back holds nothing for longer than three minutes.
+    """
+
+    __slots__ = ("at_us", "epoch", "held", "held_before", "minute", "scope", "second", "taken", "used")
+
+    def __init__(self) -> None:
+        self.at_us = 0
+        self.epoch = 0
+        self.second = self.minute = self.taken = self.used = 0
+        self.held = self.held_before = 0
+        self.scope: Scope | None = None
+
+    def turn_to(self, now_us: int, scope: Scope) -> None:
+        """Empties the buckets by what has left since they were last looked at. Where a limit is gone, so is what it counted."""
+        now_us = max(now_us, self.at_us)
+        began_us, self.at_us = self.at_us, now_us
+        passed_us = now_us - began_us
+        self.scope = scope
+        self.second = 0 if scope.rps is None else max(0, self.second - passed_us * scope.rps)
+        self.minute = 0 if scope.rpm is None else max(0, self.minute - passed_us * scope.rpm)
+        tpm = scope.tpm
+        if tpm is None:
+            self.taken = self.used = self.held = self.held_before = 0
+            self.epoch = now_us // MINUTE_US
             return
-        ticket.open = False
-        allowance = self._allowances.get(ticket.key_id)
-        if allowance is not None:
-            allowance.settle(ticket.tokens, max(0, ticket.tokens - unused_tokens), int(self._clock() * 1e9))
+        while self.epoch < now_us // MINUTE_US:
+            self.epoch += 1
+            turned_us = self.epoch * MINUTE_US
+            self.used = max(0, self.used - (turned_us - began_us) * tpm) + self.held_before * MINUTE_US
+            self.held_before, self.held, began_us = self.held, 0, turned_us
+            if not (self.used or self.held_before):
+                self.epoch, began_us = now_us // MINUTE_US, now_us
+        self.used = max(0, self.used - (now_us - began_us) * tpm)
+        self.taken = min(max(0, self.taken - passed_us * tpm), self.used + (self.held + self.held_before) * MINUTE_US)
 
-    def _allowance(self, caller: Caller, now_ns: int) -> _Allowance:
-        allowance = self._allowances.get(caller.key_id)
-        if allowance is None:
-            if len(self._allowances) >= self._sweep_at:
-                self._sweep(now_ns)
-            allowance = self._allowances[caller.key_id] = _Allowance(caller.key_id)
-        if allowance.rpm != caller.rpm or allowance.tpm != caller.tpm:
-            allowance.change(caller.rpm, caller.tpm, now_ns)
-        return allowance
-
-    def _sweep(self, now_ns: int) -> None:
-        """Forgets keys that have spent nothing for a minute. At most every second entry is new, so a `take` stays O(1)."""
-        self._allowances = {key: kept for key, kept in self._allowances.items() if not kept.is_idle(now_ns)}
-        self._sweep_at = max(ENTRIES_BEFORE_SWEEP, 2 * len(self._allowances))
-
-
-_ONE: Final = 60_000_000_000
-"""One token or request, in the unit of `_Bucket`: with a limit of n per minute, n of them leave in 6e10 ns."""
-
-
-class _Bucket:
-    """How much of a limit is spent, as the moment when all of it will have left (GCRA), in 1/limit ns.
-
-    Whole numbers: no rounding lets a token more through, or keeps one back.
-    """
-
-    __slots__ = ("empty_at", "limit")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.empty_at = 0
-
-    def spent(self, now_ns: int) -> int:
-        """In units: `_ONE` for each token."""
-        return max(0, self.empty_at - now_ns * self.limit)
-
-    def set_spent(self, units: int, now_ns: int) -> None:
-        self.empty_at = now_ns * self.limit + units
-
-    def add(self, count: int, now_ns: int) -> None:
-        self.set_spent(self.spent(now_ns) + count * _ONE, now_ns)
-
-    def left(self, now_ns: int) -> int:
-        """Whole tokens that can be taken now; 0 where more was used than the limit."""
-        return max(0, self.limit * _ONE - self.spent(now_ns)) // _ONE
-
-    def wait_ns(self, count: int, now_ns: int) -> float:
-        """How long until `count` more fit, in whole ns; 0: now. Infinite for more than the limit."""
-        if count > self.limit:
-            return math.inf
-        over = self.spent(now_ns) + count * _ONE - self.limit * _ONE
-        return -(-over // self.limit) if over > 0 else 0
-
-
-class _Allowance:
-    """The limits of one key.
-
-    What its requests have really used is known only when they end. Two buckets are never below it: `taken`, where each
-    request counts with all it took, when it took it; and `used` plus `held`, where it counts with what it used, when it ended,
-    and until then with all it took. The lower of the two decides. So tokens that are given back can be taken at once, and
-    never let in more than the limit, whatever has left the buckets meanwhile. (To take them off `taken` would: what they stand
-    for may have left already.)
-    """
-
-    __slots__ = ("held", "key_id", "requests", "taken", "used")
-
-    def __init__(self, key_id: str) -> None:
-        self.key_id = key_id
-        self.requests: _Bucket | None = None
-        self.taken: _Bucket | None = None
-        self.used: _Bucket | None = None
-        self.held = 0
-
-    @property
-    def rpm(self) -> int | None:
-        return None if self.requests is None else self.requests.limit
-
-    @property
-    def tpm(self) -> int | None:
-        return None if self.taken is None else self.taken.limit
-
-    def change(self, rpm: int | None, tpm: int | None, now_ns: int) -> None:
-        """New limits; what is spent stays spent."""
-        self.requests = _changed(self.requests, rpm, now_ns)
-        self.taken = _changed(self.taken, tpm, now_ns)
-        self.used = _changed(self.used, tpm, now_ns)
-
-    def take(self, tokens: int, now_ns: int) -> Ticket:
-        """Raises `TooFast`."""
-        requests, taken = self.requests, self.taken
-        if taken is not None and self.used is not None:
-            taken.set_spent(min(taken.spent(now_ns), self.used.spent(now_ns) + self.held * _ONE), now_ns)
-        self._check(tokens, now_ns)
-        if taken is not None:
-            taken.add(tokens, now_ns)
+    def take(self, scope: Scope, tokens: int) -> None:
+        if scope.rps is not None:
+            self.second += SECOND_US
+        if scope.rpm is not None:
+            self.minute += MINUTE_US
+        if scope.tpm is not None:
+            self.taken += tokens * MINUTE_US
             self.held += tokens
-        if requests is not None:
-            requests.add(1, now_ns)
-        return Ticket(
-            limit_requests=None if requests is None else requests.limit,
-            remaining_requests=None if requests is None else requests.left(now_ns),
-            limit_tokens=None if taken is None else taken.limit,
-            remaining_tokens=None if taken is None else taken.left(now_ns),
-            key_id=self.key_id,
-            tokens=0 if taken is None else tokens,
-            open=True,
+
+    def settle(self, epoch: int, took: int, used: int) -> None:
+        """A request that took some tokens in the minute `epoch` has ended, and used fewer or more."""
+        over = max(0, used - took)
+        if epoch == self.epoch:
+            self.held = max(0, self.held - took)
+        elif epoch == self.epoch - 1:
+            self.held_before = max(0, self.held_before - took)
+        else:  # what it took counts as used already
+            used = over
+        self.used += used * MINUTE_US
+        self.taken += over * MINUTE_US
+
+    def left(self, scope: Scope) -> tuple[int, int, int]:
+        """Requests of this second and of this minute, and tokens, that could be taken now; 0 where more was used than the limit."""
+        return (
+            0 if scope.rps is None else max(0, scope.rps * SECOND_US - self.second) // SECOND_US,
+            0 if scope.rpm is None else max(0, scope.rpm * MINUTE_US - self.minute) // MINUTE_US,
+            0 if scope.tpm is None else max(0, scope.tpm * MINUTE_US - self.taken) // MINUTE_US,
         )
 
-    def _check(self, tokens: int, now_ns: int) -> None:
-        """Raises `TooFast` for the limit that takes longest to let this in."""
-        waits: list[tuple[float, str, int, int]] = []
-        if self.requests is not None:
-            waits.append((self.requests.wait_ns(1, now_ns), "requests", self.requests.limit, 1))
-        if self.taken is not None:
-            waits.append((self.taken.wait_ns(tokens, now_ns), "tokens", self.taken.limit, tokens))
-        wait_ns, what, limit, asked = max(waits)
-        if wait_ns:
-            raise _too_fast(what, limit, asked, wait_ns)
-
-    def settle(self, took: int, used: int, now_ns: int) -> None:
-        """A request that took some tokens has ended, and used fewer or more."""
-        self.held = max(0, self.held - took)
-        if self.taken is not None and self.used is not None:
-            self.used.add(used, now_ns)
-            self.taken.add(max(0, used - took), now_ns)
-
-    def is_idle(self, now_ns: int) -> bool:
-        buckets = (self.requests, self.taken, self.used)
-        return not self.held and not any(bucket.spent(now_ns) for bucket in buckets if bucket is not None)
+    def is_idle(self, now_us: int) -> bool:
+        if self.scope is not None:
+            self.turn_to(now_us, self.scope)
+        return not (self.second or self.minute or self.taken or self.used or self.held or self.held_before)
 
 
-def _changed(bucket: _Bucket | None, limit: int | None, now_ns: int) -> _Bucket | None:
+def _check(scopes: ScopeSet, meters: list[_Meter], tokens: int) -> None:
+    """Raises `TooFast` for the limit that takes longest to let this in; of equals, for the first."""
+    longest: float = 0
+    worst = (scopes[0], 0)
+    for scope, meter in zip(scopes, meters, strict=True):
+        for kind, wait_us in enumerate(
+            (
+                _wait_us(meter.second, 1, scope.rps, SECOND_US),
+                _wait_us(meter.minute, 1, scope.rpm, MINUTE_US),
+                _wait_us(meter.taken, tokens, scope.tpm, MINUTE_US),
+            )
+        ):
+            if wait_us > longest:
+                longest, worst = wait_us, (scope, kind)
+    if longest:
+        raise refusal(*worst, tokens, longest)
+
+
+def _wait_us(spent: int, count: int, limit: int | None, one: int) -> float:
+    """How long until `count` more fit, in whole microseconds; 0: now. Infinite for more than the limit."""
     if limit is None:
-        return None
-    changed = _Bucket(limit)
-    changed.set_spent(0 if bucket is None else bucket.spent(now_ns), now_ns)
-    return changed
+        return 0
+    over = spent + (count - limit) * one
+    if over <= 0:
+        return 0
+    return math.inf if count > limit else -(-over // limit)
 
 
-def _too_fast(what: str, limit: int, asked: int, wait_ns: float) -> TooFast:
-    """The refusal by one limit. No wait is promised where none helps."""
-    if wait_ns == math.inf:
+def refusal(scope: Scope, kind: int, tokens: int, wait_us: float) -> TooFast:
+    """The refusal by one limit. kind: 0 requests per second, 1 requests per minute, 2 tokens per minute.
+
+    No wait is promised where none helps (an infinite one).
+    """
+    limit = (scope.rps, scope.rpm, scope.tpm)[kind]
+    what = ("requests per second", "requests per minute", "tokens per minute")[kind]
+    if wait_us == math.inf:
         retry_after_s, then = None, "Ask for fewer: a shorter prompt, or a lower bound on the answer."
     else:
-        retry_after_s = (wait_ns // 1_000_000 + 1) / 1000  # the next whole millisecond: never a moment too early
+        retry_after_s = (wait_us // 1000 + 1) / 1000  # the next whole millisecond: never a moment too early
         then = f"Try again in {retry_after_s:.3f} s."
     return TooFast(
-        f"This API key has reached its rate limit of {limit} {what} per minute; this request needs {asked}. {then}",
+        f"{scope.words} of {limit} {what}; this request needs {tokens if kind == 2 else 1}. {then}",
         code="rate_limit_exceeded",
         retry_after_s=retry_after_s,
     )
+
+
+def ticket(scopes: ScopeSet, left: list[tuple[int, int, int]], tokens: int, epoch: int) -> Ticket:
+    """What was let in. left: of each scope, as `_Meter.left` tells it."""
+    made = Ticket(scopes=scopes, tokens=tokens, epoch=epoch, open=True)
+    by_second = True
+    for scope, (second, minute, left_tokens) in zip(scopes, left, strict=True):
+        if scope.rpm is not None and (by_second or made.remaining_requests is None or minute < made.remaining_requests):
+            made.limit_requests, made.remaining_requests, by_second = scope.rpm, minute, False
+        elif (
+            by_second
+            and scope.rps is not None
+            and (made.remaining_requests is None or second < made.remaining_requests)
+        ):
+            made.limit_requests, made.remaining_requests = scope.rps, second
+        if scope.tpm is not None and (made.remaining_tokens is None or left_tokens < made.remaining_tokens):
+            made.limit_tokens, made.remaining_tokens = scope.tpm, left_tokens
+    return made

@@ -240,6 +240,18 @@ billing_info: Final = Table(
 )
 """What invoices of a team are addressed to: a JSON object (xai-api.md 21.3, BillingInfo)."""
 
+limits: Final = Table(
+    "limits",
+    metadata,
+    Column("team_id", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("rps", BigInteger),
+    Column("rpm", BigInteger),
+    Column("tpm", BigInteger),
+    Column("modified_us", BigInteger, nullable=False),
+)
+"""Rate limits of a team (accounts/team_limits.py). model: a public name, or * for all. 0: no limit; null: the default."""
+
 deferred: Final = Table(
     "deferred",
     metadata,

@@ -18,8 +18,8 @@ ANSWER_TOKENS_MAX: Final = 8192
 class Tier:
     """monthly_credit: ticks that each month begins with, gone at its end; None: none, and no limit by it.
     postpaid_cap: ticks that a team may owe; None: no limit. request: ticks of each request in place of its tokens; None: by token.
-    rpm, tpm: requests and tokens per minute; None: no limit. answer_tokens_max: the longest answer where the caller sets no bound
-    and its cost has to be held.
+    rps, rpm, tpm: requests per second, requests and tokens per minute, of each team; None: no limit.
+    answer_tokens_max: the longest answer where the caller sets no bound and its cost has to be held.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Tier:
     rpm: int | None = None
     tpm: int | None = None
     answer_tokens_max: int = ANSWER_TOKENS_MAX
+    rps: int | None = None
 
     def terms(self, prepaid: bool) -> Terms | None:
         """How far a team of this tier may go; None: any way, and nothing has to be held. prepaid: its credit must cover it."""
@@ -63,6 +64,8 @@ class Configured(Protocol):
     @property
     def request_usd(self) -> float | None: ...
     @property
+    def rps(self) -> int | None: ...
+    @property
     def rpm(self) -> int | None: ...
     @property
     def tpm(self) -> int | None: ...
@@ -85,6 +88,7 @@ class Tiers:
                 monthly_credit=_ticks(table.monthly_credit_usd),
                 postpaid_cap=_ticks(table.postpaid_cap_usd),
                 request=_ticks(table.request_usd),
+                rps=table.rps,
                 rpm=table.rpm,
                 tpm=table.tpm,
                 answer_tokens_max=table.answer_tokens_max,

@@ -21,6 +21,7 @@ from jubal.cli import (
     index,
     invoices,
     keys,
+    limits,
     models,
     posts,
     prices,
@@ -100,6 +101,7 @@ app.add_typer(teams.app, name="teams")
 app.add_typer(credits.app, name="credits")
 app.add_typer(prices.app, name="prices")
 app.add_typer(invoices.app, name="invoices")
+app.add_typer(limits.app, name="limits")
 app.add_typer(usage.app, name="usage")
 app.command("audit")(audit.audit)
 app.add_typer(models.app, name="models")

@@ -18,7 +18,7 @@ JubalError
 │   ├── EngineUnavailable   not there, starting, or refusing: try again
 │   ├── EngineTimeout       took too long
 │   └── EngineBroken        answered nonsense, or died in the middle
-├── StoreUnavailable      the accounts store does not answer: try again
+├── StoreUnavailable      the accounts store, or the counters of limits, do not answer: try again
 ├── Stopping              the server is shutting down
 └── InternalError         our own fault
 """
@@ -126,7 +126,7 @@ class EngineBroken(EngineError):
 
 
 class StoreUnavailable(JubalError):
-    """The accounts store does not answer, so nothing can be identified or charged."""
+    """The accounts store, or what counts for rate limits, does not answer: nothing can be identified, limited or charged."""
 
 
 class Stopping(JubalError):

@@ -128,7 +128,8 @@ class Deferred:
     # ------------------------------------------------------------------------------------------ for callers
 
     async def submit(self, admitted: Admitted, dialect: str, body: bytes) -> None:
-        """Returns when the job is durable. Raises `AtCapacity`, `OutOfCredit`, `StoreUnavailable`."""
+        """Returns when the job is durable. Raises `TooFast`, `AtCapacity`, `OutOfCredit`, `StoreUnavailable`."""
+        await self._pipeline.take(admitted)
         kept = False
         self._hold(admitted)  # before the job can be claimed
         try:

@@ -19,8 +19,9 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 import structlog
 
 from jubal.accounts.keys import Caller
-from jubal.accounts.limits import UNLIMITED, Limiter, Ticket
+from jubal.accounts.limits import UNLIMITED, Limiter, ScopeSet, Ticket
 from jubal.accounts.prices import tools_text
+from jubal.accounts.scopes import Scopes
 from jubal.accounts.usage import UsageRow
 from jubal.agent import loop
 from jubal.agent.toolbox import Toolbox
@@ -36,7 +37,7 @@ from jubal.core.errors import (
     NotIdentified,
     UnknownModel,
 )
-from jubal.core.events import Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta
+from jubal.core.events import Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta, UsageSoFar
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.money import NO_CHARGE, Charge, Price
@@ -122,7 +123,9 @@ class Embedded:
 
 @dataclass(slots=True)
 class Admitted:
-    """A request that may run. tokens_taken: what the token limit was charged at first. began_s: by the pipeline's clock.
+    """A request that may run. tokens_taken: what the token limit was charged so far. began_s: by the pipeline's clock.
+
+    untaken: limits that it must still keep before it runs, as they are not counted in this process (`Pipeline.take`).
 
     price: what it costs its caller. held: the credit that is set aside for it while it runs.
     usage_log: where its usage row goes; None for the pipeline's own. Whoever gave it settles what is held (`Pipeline.charging`).
@@ -142,6 +145,12 @@ class Admitted:
     cache_key: bytes | None = None
     kept: Kept | None = None
     held: Held = field(default_factory=Held)
+    untaken: ScopeSet = ()
+
+    @property
+    def background(self) -> bool:
+        """Nobody waits for it: it gives way to requests that somebody waits for."""
+        return self.usage_log is not None
 
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
         headers = ticket_headers(self.ticket)
@@ -183,6 +192,7 @@ class Pipeline:
         toolbox: Toolbox = loop.NO_TOOLBOX,
         images: Images | None = None,
         charging: Charging | None = None,
+        scopes: Scopes | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         new_id: Callable[[], str] = random_uuid,
@@ -198,6 +208,7 @@ class Pipeline:
         self._usage = usage
         self._cache = cache
         self.charging = charging or Charging()
+        self._scopes = scopes or Scopes()
         self._clock = clock
         self._now = now
         self.new_id = new_id
@@ -254,11 +265,15 @@ class Pipeline:
         if generation.reasoning is None and model.effort is not None:
             generation = replace(generation, reasoning=model.effort)
         price = self.charging.price(caller, model)
-        tokens = estimate_prompt(generation) + (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED)
-        ticket = self._limiter.take(caller, tokens) if later is None else UNLIMITED
+        answer_tokens = (generation.bounds.tokens_max or ANSWER_TOKENS_GUESSED) * generation.answers
+        tokens = estimate_prompt(generation) + answer_tokens
+        scopes = self._scopes.of(caller, model.name) if later is None else ()
+        ticket = self._limiter.try_take(scopes, tokens)
         admitted = Admitted(
-            request_id, caller, endpoint, model, generation, ticket, tokens, self._clock(), price, later
+            request_id, caller, endpoint, model, generation, ticket or UNLIMITED, tokens, self._clock(), price, later
         )
+        if ticket is None:
+            admitted.untaken = scopes
         if self._cache is not None and repeatable:
             self._look_up(admitted, self._cache)
         return admitted
@@ -273,6 +288,28 @@ class Pipeline:
         )
         if admitted.cache_key is not None:
             admitted.kept = cache.get(admitted.cache_key)
+
+    async def take(self, admitted: Admitted) -> None:
+        """Takes from the limits what `admit` could not without waiting. `run` does it too.
+
+        Raises `TooFast`, `StoreUnavailable`.
+        """
+        if admitted.untaken:
+            scopes, admitted.untaken = admitted.untaken, ()
+            admitted.ticket = await self._limiter.take(scopes, admitted.tokens_taken)
+
+    async def _take(self, caller: Caller, model: Model, tokens: int) -> Ticket:
+        """Raises `TooFast`, `StoreUnavailable`."""
+        scopes = self._scopes.of(caller, model.name)
+        return self._limiter.try_take(scopes, tokens) or await self._limiter.take(scopes, tokens)
+
+    def _top_up(self, admitted: Admitted, account: _Account) -> None:
+        """A request with server tools reads its conversation again at every step: what that is beyond the estimate counts at
+        once, so that others have to wait for it. It goes on itself."""
+        more = account.so_far - admitted.tokens_taken
+        if more > 0:
+            self._limiter.add(admitted.ticket, more)
+            admitted.tokens_taken += more
 
     def put_off(self, ticket: Ticket, unused_tokens: int) -> None:
         """Closes what the limits hold of an admitted request that did not run as such: it runs later, or never."""
@@ -377,7 +414,7 @@ class Pipeline:
             raise BadRequest(
                 f"The engine behind `{model.name}` can't tell its tokens.", param="model", code="tokenize_not_supported"
             )
-        self._limiter.give_back(self._limiter.take(caller, 0), 0)
+        self._limiter.give_back(await self._take(caller, model, 0), 0)
         return await engine.tokenize(model.upstream, text)
 
     async def count_tokens(self, caller: Caller, endpoint: str, generation: Generation) -> int:
@@ -388,7 +425,7 @@ class Pipeline:
         model = self.catalogue.find(generation.model)
         caller.acl.demand(endpoint, model.name, *model.aliases)
         self._check_input(model, generation)
-        self._limiter.give_back(self._limiter.take(caller, 0), 0)
+        self._limiter.give_back(await self._take(caller, model, 0), 0)
         engine = self.engines[model.engine].engine
         if isinstance(engine, TokenCounter):
             return await engine.count(replace(generation, model=model.upstream))
@@ -402,11 +439,14 @@ class Pipeline:
         account = _Account(admitted, self._clock)
         recorder = self._recorder(admitted)
         try:
+            await self.take(admitted)
             if admitted.kept is None:
                 admitted.held, admitted.generation = await self._hold(admitted)
             async with aclosing(self._events(admitted, account)) as events:
                 async for event in events:
                     account.see(event)
+                    if admitted.generation.tools.server and isinstance(event, UsageSoFar):
+                        self._top_up(admitted, account)
                     if recorder is not None:
                         recorder.see(event)
                     if isinstance(event, Finished):
@@ -478,7 +518,7 @@ class Pipeline:
             asked = False
             try:
                 with served.breaker.attempt() as attempt:
-                    async with served.admission:
+                    async with served.admission.door(background=admitted.background):
                         attempt.check()
                         asked = True
                         await self._check_window(model, served.engine, turn)
@@ -517,7 +557,7 @@ class Pipeline:
         caller.acl.demand(endpoint, model.name, *model.aliases)
         tokens_taken = estimate_embedding(request)
         price = self.charging.price(caller, model)
-        work = _Embedding(model, price, self._clock(), self._limiter.take(caller, tokens_taken))
+        work = _Embedding(model, price, self._clock(), await self._take(caller, model, tokens_taken))
         try:
             work.held = await self.charging.hold_embedding(caller, price, request, request_id)
             await self._embed(request, work)
@@ -698,6 +738,11 @@ class _Account:
         self.charge: Charge = NO_CHARGE
         self.uses: dict[str, int] = {}  # calls of server tools that went well
         self.settled = False
+
+    @property
+    def so_far(self) -> int:
+        """Tokens that are used until now, all kinds together."""
+        return self._tally.usage(self._admitted.generation).total
 
     def asks(self, engine: str, fingerprint: str) -> None:
         """An engine begins to work."""

@@ -1,0 +1,45 @@
+"""Rate limits of teams, set by whoever runs the server: each act with its row in the audit log."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sqlalchemy.engine import Connection
+
+from jubal.accounts import team_limits, teams
+from jubal.accounts.team_limits import ALL, Rates
+from jubal.admin.actor import Actor, note
+
+
+def put(conn: Connection, actor: Actor, team_id: str, model: str, rates: Rates, *, now_us: int) -> Rates:
+    """Gives a team limits for a model, or for all (`team_limits.ALL`); what `rates` does not say stays.
+
+    Raises `NotAllowed`, `NotFound`, `BadRequest`.
+    """
+    actor.demand_operator("set limits")
+    before = _given(conn, team_id).get(model)
+    kept = team_limits.put(conn, team_id=team_id, model=model, rates=rates, now_us=now_us)
+    was = None if before is None else asdict(before)
+    note(conn, actor, "limits.set", "limit", model, team_id=team_id, before=was, after=asdict(kept), now_us=now_us)
+    return kept
+
+
+def clear(conn: Connection, actor: Actor, team_id: str, model: str | None, *, now_us: int) -> int:
+    """Takes back what a team was given for a model, or everything (None). Returns how many limits that were.
+
+    Raises `NotAllowed`, `NotFound`.
+    """
+    actor.demand_operator("set limits")
+    for name, rates in _given(conn, team_id).items():
+        if model in (None, name):
+            note(conn, actor, "limits.clear", "limit", name, team_id=team_id, before=asdict(rates), now_us=now_us)
+    return team_limits.clear(conn, team_id=team_id, model=model)
+
+
+def _given(conn: Connection, team_id: str) -> dict[str, Rates]:
+    """What a team was given, by model. Raises `NotFound`."""
+    teams.get(conn, team_id)
+    found = team_limits.of_team(conn, team_id)
+    if found is None:
+        return {}
+    return {**({} if found.all == Rates() else {ALL: found.all}), **found.models}

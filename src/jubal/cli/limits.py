@@ -1,0 +1,171 @@
+"""`jubal limits`: how much teams may ask for in a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from jubal import config
+from jubal.cli.common import (
+    CommandError,
+    ConfigOption,
+    JsonOption,
+    TeamOption,
+    counted,
+    now_us,
+    open_store,
+    operator,
+    print_json,
+    print_table,
+    table,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from jubal.accounts.keys import Key
+    from jubal.accounts.team_limits import Rates, TeamLimits
+    from jubal.accounts.teams import Team
+
+ModelOption: TypeAlias = Annotated[
+    str, typer.Option("--model", metavar="M", help="A model's public name; * for all models together.")
+]
+
+app = typer.Typer(no_args_is_help=True, help="Rate limits of teams. Those of keys are set by `jubal keys`.")
+
+
+@app.command("set")
+def set_(
+    team: TeamOption,
+    model: ModelOption = "*",
+    rps: Annotated[
+        int | None, typer.Option(min=0, help="Requests per second; 0: no limit.", show_default=False)
+    ] = None,
+    rpm: Annotated[
+        int | None, typer.Option(min=0, help="Requests per minute; 0: no limit.", show_default=False)
+    ] = None,
+    tpm: Annotated[int | None, typer.Option(min=0, help="Tokens per minute; 0: no limit.", show_default=False)] = None,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """Give a team limits in place of its tier's, or of a model's. What is left out stays. In force within two seconds."""
+    from jubal.accounts.team_limits import Rates
+
+    if rps is rpm is tpm is None:
+        raise CommandError("Which limit? Give --rps, --rpm or --tpm.")
+    settings = config.load(config_file)
+    name = _model(settings, model)
+    with open_store(settings) as store:
+        kept = store.transact(_put, team, name, Rates(rps, rpm, tpm))
+    if as_json:
+        print_json({"model": name, **view(kept)})
+    else:
+        print(f"Set the limits of {team}{'' if name == '*' else f' on {name}'}.")
+
+
+@app.command("clear")
+def clear(
+    team: TeamOption,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="M", help="Only those of this model; * for those of all.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """Take back what a team was given: its tier's limits hold again, and those of the models."""
+    settings = config.load(config_file)
+    with open_store(settings) as store:
+        count = store.transact(_clear, team, None if model is None else _model(settings, model))
+    if as_json:
+        print_json({"cleared": count})
+    else:
+        print(f"Cleared {counted(count, 'limit')}.")
+
+
+@app.command("show")
+def show(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOption = None) -> None:
+    """Show what limits a team's requests: the team's own, those on models, those of its keys."""
+    settings = config.load(config_file)
+    with open_store(settings) as store:
+        found, own, keys = store.read(_of_team, team)
+    rows = list(_rows(settings, found, own)) + [_of_key(key) for key in keys]
+    if as_json:
+        print_json(rows)
+        return
+    shown = [[str(row[column] if row[column] is not None else "") for column in COLUMNS] for row in rows]
+    print_table(table(*COLUMNS, right=("rps", "rpm", "tpm")), shown)
+
+
+COLUMNS = ("scope", "name", "from", "rps", "rpm", "tpm")
+
+
+def view(rates: Rates) -> dict[str, int | None]:
+    return {"rps": rates.rps, "rpm": rates.rpm, "tpm": rates.tpm}
+
+
+def _rows(settings: config.Settings, team: Team, own: TeamLimits | None) -> list[dict[str, object]]:
+    """What holds for a team. A limit of null: there is none."""
+    from jubal.accounts.scopes import Scopes
+    from jubal.accounts.team_limits import NO_RATES, Rates, TeamLimits
+    from jubal.accounts.tiers import Tier, Tiers
+
+    tiers = Tiers.configured(settings.tiers)
+    models = {name: Rates(model.rps, model.rpm, model.tpm) for name, model in settings.models.items()}
+    scopes = Scopes(tiers, {name: rates for name, rates in models.items() if rates != NO_RATES})
+    own = own or TeamLimits()
+
+    def row(scope: str, name: str, origin: str, mine: Rates, rates: Rates) -> dict[str, object]:
+        real = {kind: limit or None for kind, limit in view(rates).items()}
+        return {"scope": scope, "name": name, "from": "team" if mine != NO_RATES else origin, **real}
+
+    tier = tiers.get(team.tier) or Tier(team.tier)
+    rows = [row("team", team.name, f"tier {tier.name}", own.all, scopes.team_rates(tier, own.all))]
+    for name in sorted({*scopes.models, *own.models}):
+        mine = own.models.get(name, NO_RATES)
+        rows.append(row("model", name, "configuration", mine, scopes.model_rates(name, mine)))
+    return rows
+
+
+def _of_key(key: Key) -> dict[str, object]:
+    return {"scope": "key", "name": key.name, "from": key.id, "rps": None, "rpm": key.rpm, "tpm": key.tpm}
+
+
+def _model(settings: config.Settings, name: str) -> str:
+    """The public name behind what was typed. Raises `CommandError` for a model that is not there."""
+    from jubal import catalogue
+    from jubal.core.errors import UnknownModel
+
+    if name == "*":
+        return name
+    for models in (catalogue.build(settings), catalogue.embedding_models(settings)):
+        try:
+            return models.find(name).name
+        except UnknownModel:
+            continue
+    raise CommandError(f"There is no model `{name}`. `jubal models list` shows them.")
+
+
+def _put(conn: Connection, name: str, model: str, rates: Rates) -> Rates:
+    from jubal.accounts import teams
+    from jubal.admin import limits
+
+    team = teams.by_name_or_id(conn, name)
+    return limits.put(conn, operator(conn), team.id, model, rates, now_us=now_us())
+
+
+def _clear(conn: Connection, name: str, model: str | None) -> int:
+    from jubal.accounts import teams
+    from jubal.admin import limits
+
+    team = teams.by_name_or_id(conn, name)
+    return limits.clear(conn, operator(conn), team.id, model, now_us=now_us())
+
+
+def _of_team(conn: Connection, name: str) -> tuple[Team, TeamLimits | None, list[Key]]:
+    from jubal.accounts import keys, team_limits, teams
+
+    team = teams.by_name_or_id(conn, name)
+    found = [key for key in keys.listing(conn, team.id) if key.rpm is not None or key.tpm is not None]
+    return team, team_limits.of_team(conn, team.id), found

@@ -1,0 +1,157 @@
+"""Rate limits on really started servers: two gateways on one PostgreSQL and one Redis, and both taken away under load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.accounts.conftest import postgres, postgres_url  # noqa: F401  fixtures
+from tests.redis_server import RedisServer, redis_server
+from tests.server import ECHO, Server, running
+
+ASKED = {"max_tokens": 5}
+PRICED = '[models."grok-4"]\nengine = "local"\n[tiers.small]\nrpm = 2\n'
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path / "redis") as server:
+        yield server
+
+
+def gateways(stack: ExitStack, tmp_path: Path, store: str, redis: RedisServer) -> tuple[Server, Server]:
+    config = f'{ECHO}[store]\nurl = "{store}"\n[limits]\nurl = "{redis.url}"\n{PRICED}'
+    one = stack.enter_context(running(tmp_path / "one", config=config))
+    return one, stack.enter_context(running(tmp_path / "two", config=config))
+
+
+def ask(server: Server, key: str) -> tuple[int, dict[str, str], Any]:
+    body = {"model": "grok-4", "messages": [{"role": "user", "content": "hi"}], **ASKED}
+    return server.request("POST", "/v1/chat/completions", body, key=key)
+
+
+def test_two_gateways_on_one_redis_let_in_what_one_would(postgres_url: str, redis: RedisServer, tmp_path: Path) -> None:  # noqa: F811
+    with ExitStack() as stack:
+        both = gateways(stack, tmp_path, postgres_url, redis)
+        key = both[0].command("keys", "create", "--name", "k", "--rpm", "50")["key"]
+        for server in both:
+            server.request("GET", "/v1/models", key=key)  # they know the key
+        began_s = time.monotonic()
+        with ThreadPoolExecutor(50) as threads:
+            answers = list(threads.map(lambda n: ask(both[n % 2], key), range(200)))
+        passed_s = time.monotonic() - began_s
+        good = [headers for status, headers, _ in answers if status == 200]
+        refused = [(headers, body) for status, headers, body in answers if status == 429]
+        assert len(good) + len(refused) == 200
+        assert 50 <= len(good) <= 50 + passed_s * 50 / 60, "the limit, and what became free meanwhile"
+        assert {headers["x-ratelimit-limit-requests"] for headers in good} == {"50"}
+        assert min(int(headers["x-ratelimit-remaining-requests"]) for headers in good) == 0
+        for headers, body in refused:
+            assert body["error"]["code"] == "rate_limit_exceeded"
+            assert body["error"]["message"].startswith(
+                "This API key has reached its rate limit of 50 requests per minute"
+            )
+            assert headers["retry-after"] in ("1", "2")
+        assert len([row for row in both[0].usage() if row["status"] == "ok"]) == len(good)
+
+
+def test_a_teams_limits_change_while_servers_run(tmp_path: Path) -> None:
+    with running(tmp_path, config=ECHO + PRICED) as server:
+        server.command("teams", "create", "--name", "t", "--tier", "small")
+        key = server.command("keys", "create", "--name", "k", "--team", "t")["key"]
+        assert [ask(server, key)[0] for _ in range(3)] == [200, 200, 429]
+        assert "its tier `small`" in ask(server, key)[2]["error"]["message"]
+        assert server.command("limits", "set", "--team", "t", "--rpm", "0", "--tpm", "100000")["rpm"] == 0
+        until = time.monotonic() + 20
+        while (answer := ask(server, key))[0] == 429:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert answer[1]["x-ratelimit-limit-tokens"] == "100000"
+        assert (
+            server.command("limits", "set", "--team", "t", "--model", "grok-4-latest", "--rpm", "1")["model"]
+            == "grok-4"
+        )
+        shown = {row["scope"]: row for row in server.command("limits", "show", "--team", "t")}
+        assert (shown["team"]["rpm"], shown["team"]["tpm"], shown["team"]["from"]) == (None, 100_000, "team")
+        assert (shown["model"]["name"], shown["model"]["rpm"]) == ("grok-4", 1)
+        assert server.command("limits", "clear", "--team", "t") == {"cleared": 2}
+        assert server.command("limits", "show", "--team", "t")[0]["from"] == "tier small"
+        acts = [act["action"] for act in server.command("audit") if act["resource"]["kind"] == "limit"]
+        assert sorted(acts) == ["limits.clear", "limits.clear", "limits.set", "limits.set"]
+
+
+class Load:
+    """Asks both gateways all the time, and keeps every answer."""
+
+    def __init__(self, servers: tuple[Server, Server], key: str) -> None:
+        self.answers: list[tuple[int, str, str | None]] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(servers[n % 2], key)) for n in range(6)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, server: Server, key: str) -> None:
+        while not self._stop.is_set():
+            status, headers, body = ask(server, key)
+            code = None if status == 200 else body["error"]["code"]
+            self.answers.append((status, headers["x-request-id"], code))
+            if status != 200:
+                assert status != 503 or code == "stopping" or int(headers["retry-after"]) >= 1
+                time.sleep(0.02)
+
+    def wait_for(self, status: int, code: str | None = None) -> None:
+        """Returns when such an answer comes that was asked for after this call began, or soon before."""
+        seen = len(self.answers)
+        until = time.monotonic() + 30
+        while not any(one[0] == status and code in (None, one[2]) for one in self.answers[seen + 6 :]):
+            assert time.monotonic() < until, Counter((one[0], one[2]) for one in self.answers[seen:])
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+def test_postgresql_and_redis_taken_away_under_load(
+    postgres: Any,  # noqa: F811
+    postgres_url: str,  # noqa: F811
+    redis: RedisServer,
+    tmp_path: Path,
+) -> None:
+    with ExitStack() as stack:
+        both = gateways(stack, tmp_path, postgres_url, redis)
+        both[0].command("teams", "create", "--name", "paying", "--prepaid")
+        both[0].command("credits", "add", "--team", "paying", "--usd", "100")
+        key = both[0].command("keys", "create", "--name", "k", "--team", "paying", "--rpm", "1000000")["key"]
+        load = Load(both, key)
+        try:
+            load.wait_for(200)
+            redis.stop()
+            load.wait_for(503, "limits_unavailable")
+            redis.start()
+            load.wait_for(200)
+            postgres.stop()
+            load.wait_for(503, "store_unreachable")
+            postgres.start()
+            load.wait_for(200)
+        finally:
+            load.end()
+        assert {status for status, _, _ in load.answers} == {200, 503}
+        codes = {code for status, _, code in load.answers if status == 503}
+        assert codes <= {"limits_unavailable", "store_unreachable", "store_behind", "store_failed", "store_busy"}, codes
+        good = {request_id for status, request_id, _ in load.answers if status == 200}
+        failed = {request_id for status, request_id, _ in load.answers if status == 503}
+        rows = {row["request_id"] for row in both[0].usage() if row["status"] == "ok"}
+        assert good <= rows, "every answer that was given is charged"
+        assert rows - good <= failed, "and no other, but one whose commit was cut may be"
+        assert [server.stop() for server in both] == [0, 0]
+        assert both[0].command("credits", "check") == {"ok": True, "mismatches": []}
