@@ -151,6 +151,37 @@ async def test_a_function_that_nobody_has_is_told_to_the_model() -> None:
     assert engine.turns[1].messages[-1].text == "There is no function `invented`."
 
 
+async def test_a_function_may_be_called_by_a_name_that_models_know_from_elsewhere() -> None:
+    engine = ScriptedEngine((call("browse_page"), CALLS), ANSWER)
+    tools = ScriptedTools({"open_page": PAGE}, aliases={"browse_page": "open_page", "gone": "not_offered"})
+    events = await run(ask(), engine, tools)
+    assert [told.name for told in only(ServerToolCall, events)] == ["open_page"]
+    assert tools.calls == [("open_page", '{"query":"x"}')]
+    assert engine.turns[1].messages[-2].calls[0].name == "open_page"
+
+
+async def test_an_alias_takes_nothing_from_the_client_nor_from_what_was_offered() -> None:
+    engine = ScriptedEngine((call("python", 1), call("gone", 2), CALLS), ANSWER)
+    tools = ScriptedTools({"web_search": PAGE}, aliases={"python": "web_search", "gone": "not_offered"})
+    events = await run(ask(functions=["python"]), engine, tools)
+    assert [told.name for told in only(ToolCall, events)] == ["python"]
+    assert tools.calls == []
+
+
+async def test_calls_of_one_id_are_told_apart() -> None:
+    """Some servers number the calls of each turn anew; some give all the same id."""
+    engine = ScriptedEngine((call("one", 0), call("two", 0), CALLS), (call("one", 0), CALLS), ANSWER)
+    tools = ScriptedTools({"one": ToolOutput("first"), "two": ToolOutput("second")})
+    events = await run(ask(), engine, tools)
+    assert [told.id for told in only(ServerToolCall, events)] == ["call_0", "call_0_2", "call_0_3"]
+    assert {told.id: told.output for told in only(ServerToolResult, events)} == {
+        "call_0": "first",
+        "call_0_2": "second",
+        "call_0_3": "first",
+    }
+    assert [message.text for message in engine.turns[1].messages[-2:]] == ["first", "second"]
+
+
 @pytest.mark.parametrize("choice", ["required", NamedTool("web_search")])
 async def test_a_demanded_call_is_demanded_once(choice: object) -> None:
     engine = ScriptedEngine((call(), CALLS), ANSWER)

@@ -196,8 +196,8 @@ async def test_unfit_arguments_are_told_to_the_model(name: str, arguments: str, 
 
 async def test_a_page_is_markdown_with_its_links() -> None:
     async with site(page=gives(ARTICLE.encode(), content_type=HTML)) as one, Web(one) as web:
-        for name in ("open_page", "browse_page"):
-            output = await web.call(name, url=one.url + "/page#part")
+        for _ in range(2):
+            output = await web.call("open_page", url=one.url + "/page#part")
             [found] = output.found
             assert (found.source.url, found.source.title) == (one.url + "/page", "Walruses")
             assert "# Walruses" in found.text

@@ -87,6 +87,7 @@ class _Agent:
         self._client = frozenset(function.name for function in asked.tools.functions)
         self._rounds_left = asked.bounds.turns_max
         self._visible = 0
+        self._ids: set[str] = set()
         self._spent = NOTHING
         self._estimated = False
         self._citer = Citer(bench.sources) if asked.inline_citations and asked.output is None else None
@@ -152,6 +153,7 @@ class _Agent:
                 return []
 
     def _called(self, call: ToolCall, got: _Turn) -> list[Event]:
+        call = self._with_own_id(call)
         if call.name in self._client:
             got.theirs.append(call)
             return [call]
@@ -161,6 +163,15 @@ class _Agent:
             return []
         got.ours.append(ours)
         return [ours]
+
+    def _with_own_id(self, call: ToolCall) -> ToolCall:
+        """Some servers number the calls of each turn anew, or give several the same id. In one answer each has its own."""
+        identity, number = call.id, 1
+        while identity in self._ids:
+            number += 1
+            identity = f"{call.id}_{number}"
+        self._ids.add(identity)
+        return call if identity == call.id else replace(call, id=identity)
 
     def _go_on(self, got: _Turn, results: dict[str, str]) -> None:
         """The next turn: the conversation with this one's calls and results. A choice that demanded a call is honoured now."""

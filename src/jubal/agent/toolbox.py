@@ -15,7 +15,7 @@ from jubal.core.errors import BadRequest
 from jubal.core.events import ServerToolCall, ServerToolResult, ToolCall
 from jubal.core.generation import FunctionTool, Generation
 from jubal.core.server_tools import KIND, ServerTool, Source, ToolKind, UserLocation, WebSearch
-from jubal.tools.base import Found, ToolFailed, ToolFamily, ToolOutput, ToolSession
+from jubal.tools.base import Aliased, Found, ToolFailed, ToolFamily, ToolOutput, ToolSession
 
 log = structlog.get_logger("jubal.tools")
 
@@ -103,6 +103,7 @@ class Workbench:
         self._bounds = box.bounds
         self._sessions: list[ToolSession] = []
         self._owners: dict[str, tuple[ToolSession, ToolKind]] = {}
+        self._aliases: dict[str, str] = {}
         self.problems: list[str] = []
         self._location: UserLocation | None = None
         self._numbers: dict[str, int] = {}
@@ -129,6 +130,8 @@ class Workbench:
                 raise BadRequest(f"`tools` has two functions named `{function.name}`.", param="tools", code="twice")
             self._owners[function.name] = (session, family.kind)
             self.functions.append(function)
+        if isinstance(family, Aliased):
+            self._aliases |= {alias: name for alias, name in family.aliases.items() if name in self._owners}
 
     def check_names(self, client: tuple[FunctionTool, ...]) -> None:
         """Raises `BadRequest` where a function of the client has the name of one of ours."""
@@ -160,9 +163,10 @@ class Workbench:
         return tuple(self._uses.items())
 
     def call_of(self, call: ToolCall) -> ServerToolCall | None:
-        """`call` as one of ours; None where no tool of ours has the name."""
-        owner = self._owners.get(call.name)
-        return None if owner is None else ServerToolCall(call.id, owner[1], call.name, call.arguments, call.choice)
+        """`call` as one of ours, by the name that was offered; None where no tool of ours is known by the name."""
+        name = call.name if call.name in self._owners else self._aliases.get(call.name, "")
+        owner = self._owners.get(name)
+        return None if owner is None else ServerToolCall(call.id, owner[1], name, call.arguments, call.choice)
 
     async def run_all(self, calls: list[ServerToolCall]) -> AsyncGenerator[ServerToolResult, None]:
         """The results, each when it is there. Closing it cancels what still runs, and waits until it has ended."""

@@ -15,7 +15,7 @@ class ScriptedTools:
     """Functions whose outputs are given by name: an output, an exception to raise, seconds to wait, or a callable of the
     arguments. Keeps what it was called with, and what was cut.
 
-    away: why its functions can't be told.
+    away: why its functions can't be told. aliases: other names of its functions.
     """
 
     def __init__(
@@ -24,6 +24,7 @@ class ScriptedTools:
         kind: ToolKind = "web_search",
         *,
         away: str | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.kind: ToolKind = kind
         self.calls: list[tuple[str, str]] = []
@@ -34,6 +35,7 @@ class ScriptedTools:
         self.open_sessions = 0
         self._outputs = outputs
         self._away = away
+        self.aliases: Mapping[str, str] = dict(aliases or {})
 
     def open(self, wanted: object) -> ScriptedTools:
         self.wanted.append(wanted)

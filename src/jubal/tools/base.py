@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
@@ -87,3 +88,14 @@ class Reporting(Protocol):
     def status(self) -> str:
         """One line for /health: no secret, no path of this machine. No I/O."""
         ...
+
+
+@runtime_checkable
+class Aliased(Protocol):
+    """A family whose functions models also know by other names, from other services, and call so although only ours were offered.
+
+    aliases: such a name, and the function that it stands for.
+    """
+
+    @property
+    def aliases(self) -> Mapping[str, str]: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -26,6 +27,7 @@ DESCRIPTION: Final = (
     "call. numpy, pandas, scipy, sympy and matplotlib are installed. Open figures, and files written to the working folder, are "
     "returned. There is no network and no input."
 )
+ALIASES: Final = {"python": NAME, "run_python": NAME, "execute_python": NAME, "code_interpreter": NAME}
 MIMES: Final = {
     "csv": "text/csv",
     "gif": "image/gif",
@@ -56,6 +58,7 @@ class CodeExecutionFamily:
     """Python for models, in interpreters of one sandbox."""
 
     kind: ToolKind = "code_execution"
+    aliases: Mapping[str, str] = ALIASES
 
     def __init__(self, sandbox: Sandbox, limits: Limits) -> None:
         self._sandbox = sandbox

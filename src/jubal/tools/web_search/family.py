@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Annotated, Final, TypeVar
 from urllib.parse import urljoin
@@ -62,10 +62,21 @@ def schema(properties: str, required: str) -> str:
     return f'{{"type":"object","properties":{{{properties}}},"required":[{required}],"additionalProperties":false}}'
 
 
+ALIASES: Final = {
+    "web_search_with_snippets": "web_search",
+    "search_web": "web_search",
+    "browse_page": "open_page",
+    "open_url": "open_page",
+    "web_fetch": "open_page",
+    "find_in_page": "open_page_with_find",
+}
+
+
 class WebTools:
     """The family. local: the index that pages may also be opened from; None where it is not to be used."""
 
     kind: ToolKind = "web_search"
+    aliases: Mapping[str, str] = ALIASES
 
     def __init__(self, chain: Chain, pages: PageReader, local: LocalIndex | None = None) -> None:
         self.chain = chain
@@ -134,9 +145,9 @@ class WebSession:
 
     async def call(self, name: str, arguments: str) -> ToolOutput:
         match name:
-            case "web_search" | "web_search_with_snippets":
+            case "web_search":
                 return await self._search(_read(arguments, SearchArguments))
-            case "open_page" | "browse_page":
+            case "open_page":
                 return await self._open(_read(arguments, OpenArguments))
             case "open_page_with_find":
                 return await self._find(_read(arguments, FindArguments))

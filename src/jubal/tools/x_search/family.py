@@ -105,10 +105,14 @@ def make_x_search(
     return XSearchFamily(LocalProvider(home / FILE_NAME, embed, path))
 
 
+ALIASES: Final = {"x_search": "x_keyword_search"}
+
+
 class XSearchFamily:
     """x_search. `start` is for a server that wants to have it prepared; the first call does it too."""
 
     kind: ToolKind = "x_search"
+    aliases: Mapping[str, str] = ALIASES
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
