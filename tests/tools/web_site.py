@@ -63,14 +63,14 @@ class Notebook:
 
 
 @asynccontextmanager
-async def notebook() -> AsyncIterator[Notebook]:
+async def notebook(host: str = GOOD) -> AsyncIterator[Notebook]:
     one = Notebook()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", one.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, GOOD, 0).start()
-    one.url = f"http://{GOOD}:{runner.addresses[0][1]}"
+    await web.TCPSite(runner, host, 0).start()
+    one.url = f"http://{host}:{runner.addresses[0][1]}"
     try:
         yield one
     finally:

@@ -1,0 +1,563 @@
+"""Everything that an agentic request meets, real and on loopback: two sites that were crawled, an archive of posts, the sandbox, an
+MCP server, and a model that follows a script, behind a really started server. And how each dialect asks for it and tells of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import itertools
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiohttp import web
+from mcp.server.mcpserver import MCPServer
+
+from tests.fake_upstream import Behaviour, Upstream, says, upstream
+from tests.server import Server, jubal, running, to_upstream
+from tests.tools.mcp_box import served
+from tests.tools.web_site import Notebook, notebook
+
+OTHER = "127.0.0.3"
+POSTS = Path(__file__).parent / "tools" / "data" / "posts.jsonl"
+QUESTION = "Why is 0.1 + 0.2 not 0.3?"
+
+# ---------------------------------------------------------------------------------------------- the model
+
+
+def _frames(*deltas: dict[str, Any], reason: str, prompt: int, completion: int) -> bytes:
+    frames: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    frames += [{"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}, {"choices": [], "usage": usage}]
+    return b"".join(b"data: " + json.dumps(frame).encode() + b"\n\n" for frame in frames) + b"data: [DONE]\n\n"
+
+
+_numbers = itertools.count(1)
+
+
+def calls(*named: tuple[str, dict[str, Any] | str], prompt: int = 100, completion: int = 10) -> Behaviour:
+    """A turn of calls: (function, arguments) each, all in one turn."""
+    deltas = [
+        {
+            "tool_calls": [
+                {
+                    "index": index,
+                    "id": f"call_{next(_numbers)}",
+                    "function": {"name": name, "arguments": given if isinstance(given, str) else json.dumps(given)},
+                }
+            ]
+        }
+        for index, (name, given) in enumerate(named)
+    ]
+    return says(_frames(*deltas, reason="tool_calls", prompt=prompt, completion=completion))
+
+
+def text(content: str, *, prompt: int = 200, completion: int = 20) -> Behaviour:
+    """A turn of text, three characters a piece: whatever has a meaning comes in parts."""
+    pieces = [{"content": content[at : at + 3]} for at in range(0, len(content), 3)]
+    return says(_frames(*pieces, reason="stop", prompt=prompt, completion=completion))
+
+
+def plays(*turns: Behaviour) -> Behaviour:
+    """A turn for each state of the conversation: which one, the calls of the assistant in it tell. The last again and again."""
+
+    async def behave(there: Upstream, request: web.Request) -> web.StreamResponse:
+        messages = (await request.json())["messages"]
+        made = sum(1 for message in messages if message.get("tool_calls"))
+        return await turns[min(made, len(turns) - 1)](there, request)
+
+    return behave
+
+
+# ---------------------------------------------------------------------------------------------- the world
+
+
+@dataclass
+class World:
+    server: Server
+    there: Upstream
+    site: Notebook
+    other: Notebook
+    mcp: dict[str, Any]
+    """The entry of `tools` for the MCP server."""
+    entered: threading.Event
+    """Somebody waits in the MCP server's tool `gate`."""
+    open_gate: Callable[[], None]
+    close_gate: Callable[[], None]
+
+    def script(self, *turns: Behaviour) -> None:
+        """What the model does from now on."""
+        self.there.behaviours[:] = [plays(*turns)]
+        self.there.bodies.clear()
+
+    def told(self, turn: int = -1) -> list[str]:
+        """The results that the model read in its nth request."""
+        return [_words(one["content"]) for one in self.there.bodies[turn]["messages"] if one["role"] == "tool"]
+
+    def functions(self, turn: int = 0) -> list[str]:
+        """What the model was offered in its nth request."""
+        return [tool["function"]["name"] for tool in self.there.bodies[turn].get("tools") or ()]
+
+
+def _words(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+class _Gate:
+    """A tool that waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.open = asyncio.Event()
+
+    def app(self) -> Any:
+        server = MCPServer("box")
+
+        @server.tool()
+        def add(a: int, b: int) -> str:
+            """Adds two numbers."""
+            return str(a + b)
+
+        @server.tool()
+        async def gate() -> str:
+            """Waits."""
+            self.entered.set()
+            await self.open.wait()
+            return "the gate is open"
+
+        return server.streamable_http_app()
+
+
+@asynccontextmanager
+async def _neighbours() -> AsyncIterator[tuple[Upstream, Notebook, Notebook, int, _Gate]]:
+    gate = _Gate()
+    async with upstream(text("hi")) as there, notebook() as site, notebook(OTHER) as other, served(gate.app()) as port:
+        yield there, site, other, port, gate
+
+
+@contextmanager
+def _in_thread() -> Iterator[tuple[asyncio.AbstractEventLoop, tuple[Upstream, Notebook, Notebook, int, _Gate]]]:
+    """The neighbours, on an event loop of their own: tests may block."""
+    loop = asyncio.new_event_loop()
+    ready: Any = threading.Event()
+    stop = asyncio.Event()
+    found: list[Any] = []
+
+    async def live() -> None:
+        async with _neighbours() as neighbours:
+            found.append(neighbours)
+            ready.set()
+            await stop.wait()
+            neighbours[4].open.set()
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(live())
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert ready.wait(30)
+        assert found
+        yield loop, found[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+        loop.close()
+
+
+@contextmanager
+def world(folder: Path, *, more: str = "") -> Iterator[World]:
+    """more: of the configuration."""
+    with _in_thread() as (loop, (there, site, other, port, gate)):
+        home = folder / "home"
+        config = (
+            to_upstream(there.url, retries=0)
+            + f'[tools.web_search]\nprovider = "local"\nallow_private_hosts = ["{site.place}", "{other.place}"]\n'
+            + f'[tools.x_search]\npath = "{POSTS}"\n'
+            + f'[fetch]\nallow_private_hosts = ["127.0.0.1:{port}"]\n'
+            + "[tools.code_execution]\ntimeout_s = 60\n"
+            + more
+        )
+        home.mkdir(parents=True)
+        crawled = jubal(
+            "index", "add", site.url, other.url, "--allow-private", "--delay", "0", "--pages", "60", home=home
+        )
+        assert crawled.returncode == 0, crawled.stderr
+        with running(home, config=config) as server:
+            mcp = {"type": "mcp", "server_label": "box", "server_url": f"http://127.0.0.1:{port}/mcp"}
+            yield World(
+                server, there, site, other, mcp, gate.entered,
+                lambda: loop.call_soon_threadsafe(gate.open.set), lambda: loop.call_soon_threadsafe(gate.open.clear),
+            )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- the dialects
+
+
+@dataclass
+class Served:
+    """A call of a server tool as a client sees it. ok: None: it has no result. output: None: it is not told."""
+
+    id: str
+    name: str
+    ok: bool | None = None
+    output: Any = None
+
+
+@dataclass
+class Answer:
+    """What every dialect tells. spans: (start, end, url) in `text`; None: the dialect has no places. items: as it was written."""
+
+    text: str = ""
+    served: list[Served] = field(default_factory=list)
+    mine: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    """Calls for the client: id, function, arguments."""
+    cited: list[str] = field(default_factory=list)
+    spans: list[tuple[int, int, str]] | None = None
+    citations: list[str] | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    request_id: str = ""
+    items: Any = None
+    error: Any = None
+
+    @property
+    def cost(self) -> int:
+        ticks: int = self.usage["cost_in_usd_ticks"]
+        return ticks
+
+
+class Dialect(Protocol):
+    """One way to ask. Another one joins the tests by being in `DIALECTS`."""
+
+    name: str
+    path: str
+
+    def body(self, question: str, tools: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]: ...
+
+    def function(self, name: str) -> dict[str, Any]:
+        """A function of the client with one text argument, `what`."""
+        ...
+
+    def choice(self, name: str) -> Any:
+        """A `tool_choice` that names a function of the client."""
+        ...
+
+    def whole(self, body: Any) -> Answer: ...
+
+    def folded(self, events: list[dict[str, Any]]) -> Answer: ...
+
+    def begins(self, event: dict[str, Any]) -> bool:
+        """The event tells that a server tool begins."""
+        ...
+
+    def ends(self, event: dict[str, Any]) -> bool:
+        """The event tells a result."""
+        ...
+
+    def follow_up(self, asked: dict[str, Any], answer: Answer, output: str) -> dict[str, Any]:
+        """The next request: with the result of the one call that is the client's."""
+        ...
+
+
+def _client(name: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}
+    return {"name": name, "description": "Of the client.", "parameters": schema}
+
+
+class Chat:
+    name = "chat"
+    path = "/v1/chat/completions"
+
+    def body(self, question: str, tools: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        if fields.get("stream"):
+            fields = {"stream_options": {"include_usage": True}, **fields}
+        messages = [{"role": "user", "content": question}]
+        return {
+            "model": "grok-4",
+            "messages": messages,
+            "tools": list(tools),
+            "include": ["inline_citations"],
+            **fields,
+        }
+
+    def function(self, name: str) -> dict[str, Any]:
+        return {"type": "function", "function": _client(name)}
+
+    def choice(self, name: str) -> Any:
+        return {"type": "function", "function": {"name": name}}
+
+    def whole(self, body: Any) -> Answer:
+        [choice] = body["choices"]
+        return self._answer(body, choice["message"], choice["finish_reason"])
+
+    def _answer(self, body: dict[str, Any], message: dict[str, Any], reason: str) -> Answer:
+        places = [note["url_citation"] for note in message.get("annotations", ())]
+        return Answer(
+            message["content"],
+            [
+                Served(
+                    one["id"],
+                    one["function"]["name"],
+                    {"completed": True, "failed": False}.get(one["status"]),
+                    one.get("output"),
+                )
+                for one in message.get("server_side_tool_calls", ())
+            ],
+            [
+                (one["id"], one["function"]["name"], json.loads(one["function"]["arguments"]))
+                for one in message.get("tool_calls", ())
+            ],
+            [place["url"] for place in places],
+            [(place["start_index"], place["end_index"], place["url"]) for place in places],
+            body.get("citations"),
+            body["usage"],
+            reason,
+            body["id"].removeprefix("chatcmpl-"),
+            message,
+        )
+
+    def folded(self, events: list[dict[str, Any]]) -> Answer:
+        message: dict[str, Any] = {"role": "assistant", "content": ""}
+        served: dict[str, dict[str, Any]] = {}
+        body: dict[str, Any] = {}
+        reason = ""
+        for event in events:
+            if "error" in event:
+                return Answer(message["content"], error=event["error"])
+            body |= event
+            for choice in event["choices"]:
+                delta = choice["delta"]
+                message["content"] += delta.get("content") or ""
+                for name in ("annotations", "tool_calls"):
+                    message.setdefault(name, []).extend(delta.get(name, ()))
+                for one in delta.get("server_side_tool_calls", ()):
+                    served[one["id"]] = served.get(one["id"], {}) | one
+                reason = choice["finish_reason"] or reason
+        message["server_side_tool_calls"] = list(served.values())
+        return self._answer(body, message, reason)
+
+    def begins(self, event: dict[str, Any]) -> bool:
+        return self._tells(event, "in_progress")
+
+    def ends(self, event: dict[str, Any]) -> bool:
+        return self._tells(event, "completed")
+
+    def _tells(self, event: dict[str, Any], status: str) -> bool:
+        deltas = [choice["delta"] for choice in event["choices"]]
+        return any(one["status"] == status for delta in deltas for one in delta.get("server_side_tool_calls", ()))
+
+    def follow_up(self, asked: dict[str, Any], answer: Answer, output: str) -> dict[str, Any]:
+        said = {key: value for key, value in answer.items.items() if key in ("role", "content", "tool_calls")}
+        result = {"role": "tool", "tool_call_id": answer.mine[0][0], "content": output}
+        return {**asked, "messages": [*asked["messages"], said, result]}
+
+
+class Responses:
+    name = "responses"
+    path = "/v1/responses"
+
+    def body(self, question: str, tools: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        return {"model": "grok-4", "input": question, "tools": list(tools), **fields}
+
+    def function(self, name: str) -> dict[str, Any]:
+        return {"type": "function", **_client(name)}
+
+    def choice(self, name: str) -> Any:
+        return {"type": "function", "name": name}
+
+    def whole(self, body: Any) -> Answer:
+        items = body["output"]
+        parts = [part for item in items if item["type"] == "message" for part in item["content"]]
+        notes = [note for part in parts for note in part["annotations"]]
+        return Answer(
+            "".join(part["text"] for part in parts),
+            [self._served(item) for item in items if item["type"] not in ("message", "function_call", "reasoning")],
+            [
+                (item["call_id"], item["name"], json.loads(item["arguments"]))
+                for item in items
+                if item["type"] == "function_call"
+            ],
+            [note["url"] for note in notes],
+            [(note["start_index"], note["end_index"], note["url"]) for note in notes],
+            None,
+            body["usage"] or {},
+            body["status"],
+            body["id"],
+            items,
+            body["error"],
+        )
+
+    def _served(self, item: dict[str, Any]) -> Served:
+        actions = {"search": "web_search", "open_page": "open_page", "find_in_page": "open_page_with_find"}
+        names = {
+            "web_search_call": lambda: actions[item["action"]["type"]],
+            "custom_tool_call": lambda: item["name"],
+            "code_interpreter_call": lambda: "code_execution",
+            "mcp_call": lambda: f"{item['server_label']}.{item['name']}",
+        }
+        output = item.get("outputs") or (item.get("action") or {}).get("sources") or None
+        ok = {"completed": True, "failed": False}.get(item["status"])
+        return Served(item["id"], names[item["type"]](), ok, output)
+
+    def folded(self, events: list[dict[str, Any]]) -> Answer:
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        answer = self.whole(events[-1]["response"])
+        deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+        assert "".join(deltas) == answer.text
+        return answer
+
+    def begins(self, event: dict[str, Any]) -> bool:
+        return event["type"] == "response.output_item.added" and event["item"]["type"] not in ("message", "reasoning")
+
+    def ends(self, event: dict[str, Any]) -> bool:
+        return event["type"] == "response.output_item.done" and event["item"]["type"] not in ("message", "reasoning")
+
+    def follow_up(self, asked: dict[str, Any], answer: Answer, output: str) -> dict[str, Any]:
+        result = {"type": "function_call_output", "call_id": answer.mine[0][0], "output": output}
+        return {**asked, "previous_response_id": answer.request_id, "input": [result]}
+
+
+class Messages:
+    name = "messages"
+    path = "/v1/messages"
+
+    def body(self, question: str, tools: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        messages = [{"role": "user", "content": question}]
+        choice = fields.get("tool_choice")
+        if isinstance(choice, str):
+            fields["tool_choice"] = {"type": {"required": "any"}.get(choice, choice)}
+        return {"model": "grok-4", "max_tokens": 1000, "messages": messages, "tools": list(tools), **fields}
+
+    def function(self, name: str) -> dict[str, Any]:
+        told = _client(name)
+        return {"name": name, "description": told["description"], "input_schema": told["parameters"]}
+
+    def choice(self, name: str) -> Any:
+        return {"type": "tool", "name": name}
+
+    def whole(self, body: Any) -> Answer:
+        blocks = body["content"]
+        served = [
+            Served(one["id"], one["name"]) for one in blocks if one["type"] in ("server_tool_use", "mcp_tool_use")
+        ]
+        by_id = {one.id: one for one in served}
+        for block in blocks:
+            if block["type"].endswith("_tool_result"):
+                content = block["content"]
+                failed = isinstance(content, dict) and content["type"].endswith("_error")
+                by_id[block["tool_use_id"]].ok = not failed
+        return Answer(
+            "".join(block["text"] for block in blocks if block["type"] == "text"),
+            served,
+            [(block["id"], block["name"], block["input"]) for block in blocks if block["type"] == "tool_use"],
+            [note["url"] for block in blocks for note in block.get("citations", ())],
+            None,
+            None,
+            body["usage"],
+            body["stop_reason"],
+            body["id"],
+            blocks,
+        )
+
+    def folded(self, events: list[dict[str, Any]]) -> Answer:
+        message: dict[str, Any] = {}
+        blocks: list[dict[str, Any]] = []
+        for event in events:
+            match event["type"]:
+                case "message_start":
+                    message = event["message"]
+                case "content_block_start":
+                    assert event["index"] == len(blocks)
+                    blocks.append(dict(event["content_block"]))
+                case "content_block_delta":
+                    self._grow(blocks[event["index"]], event["delta"])
+                case "message_delta":
+                    message |= event["delta"] | {"usage": event["usage"]}
+                case "error":
+                    return Answer("".join(block.get("text", "") for block in blocks), error=event["error"])
+        assert events[-1]["type"] == "message_stop"
+        return self.whole({**message, "content": blocks})
+
+    @staticmethod
+    def _grow(block: dict[str, Any], delta: dict[str, Any]) -> None:
+        match delta["type"]:
+            case "text_delta":
+                block["text"] += delta["text"]
+            case "input_json_delta":
+                block["input"] = json.loads(delta["partial_json"] or "{}")
+            case "citations_delta":
+                block.setdefault("citations", []).append(delta["citation"])
+
+    def begins(self, event: dict[str, Any]) -> bool:
+        return event.get("content_block", {}).get("type") in ("server_tool_use", "mcp_tool_use")
+
+    def ends(self, event: dict[str, Any]) -> bool:
+        return str(event.get("content_block", {}).get("type")).endswith("_tool_result")
+
+    def follow_up(self, asked: dict[str, Any], answer: Answer, output: str) -> dict[str, Any]:
+        result = {"type": "tool_result", "tool_use_id": answer.mine[0][0], "content": output}
+        said = {"role": "assistant", "content": answer.items}
+        return {**asked, "messages": [*asked["messages"], said, {"role": "user", "content": [result]}]}
+
+
+DIALECTS: tuple[Dialect, ...] = (Chat(), Responses(), Messages())
+"""gRPC joins here."""
+
+
+# ---------------------------------------------------------------------------------------------- asking
+
+
+class Stream:
+    """The events of a streamed answer, as they come. Closing it is a client that leaves."""
+
+    def __init__(self, server: Server, path: str, body: dict[str, Any], key: str = "") -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        headers = {"content-type": "application/json", "authorization": f"Bearer {key or server.key}"}
+        self._connection.request("POST", path, json.dumps(body).encode(), headers)
+        self._response = self._connection.getresponse()
+        self.status = self._response.status
+        assert self.status == 200, self._response.read()
+        self.request_id = self._response.getheader("x-request-id") or ""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for line in self._response:
+            if line.startswith(b"data: {"):
+                yield json.loads(line[6:])
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._connection.sock is not None:
+                self._connection.sock.close()
+            self._response.close()
+            self._connection.close()
+
+
+def ask(server: Server, dialect: Dialect, body: dict[str, Any], *, stream: bool = False, key: str = "") -> Answer:
+    """A good answer, streamed or whole."""
+    if stream:
+        events = Stream(server, dialect.path, {**body, "stream": True}, key)
+        try:
+            answer = dialect.folded(list(events))
+        finally:
+            events.close()
+        answer.request_id = events.request_id
+        return answer
+    status, headers, got = server.request("POST", dialect.path, body, key=key)
+    assert status == 200, got
+    answer = dialect.whole(got)
+    answer.request_id = headers["x-request-id"]
+    return answer
+
+
+def find(rows: list[dict[str, Any]], request_id: str) -> dict[str, Any]:
+    [row] = [row for row in rows if row["request_id"] == request_id]
+    return row

@@ -1,0 +1,469 @@
+"""Server-side tools end to end: a really started server, real tools, and a model that follows a script (tests/agentic.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from jubal.core.money import exact_usd
+from tests.agentic import DIALECTS, QUESTION, Dialect, Stream, World, ask, calls, find, text, world
+from tests.fake_upstream import dies_after, piece
+from tests.server import Server
+from tests.tools import sandboxes
+
+PER_PROMPT, PER_ANSWER, FEE = 30_000, 150_000, 50_000_000
+"""Ticks: grok-4's price per token, and per call of web_search, x_search and code_execution."""
+WEB = {"type": "web_search"}
+SEARCH = ("web_search", {"query": "0.1 binary fraction"})
+PAGE = "floating-point.html"
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with world(tmp_path_factory.mktemp("agentic")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sandboxed() -> None:
+    """Skips with the reason where no sandbox runs."""
+
+    async def check() -> None:
+        async with sandboxes.sandbox():
+            pass
+
+    asyncio.run(check())
+
+
+each_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+each_way = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+CHAT, RESPONSES, MESSAGES = DIALECTS[:3]
+
+
+def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.02)
+
+
+def make_team(server: Server, name: str, ticks: int) -> str:
+    """The key of a prepaid team."""
+    server.command("teams", "create", "--name", name, "--prepaid")
+    server.command("credits", "add", "--team", name, "--usd", exact_usd(ticks))
+    key: str = server.command("keys", "create", "--name", "k", "--team", name)["key"]
+    return key
+
+
+# ---------------------------------------------------------------------------------------------- the whole way
+
+
+@each_way
+@each_dialect
+def test_searches_opens_a_page_and_answers_with_citations(here: World, dialect: Dialect, stream: bool) -> None:
+    page = f"{here.site.url}/{PAGE}"
+    here.script(
+        calls(SEARCH, prompt=100, completion=11),
+        calls(("browse_page", {"url": page}), prompt=300, completion=12),
+        text(
+            "It has no exact binary fraction [1]. Use decimals for money [1]. [77] is nothing.",
+            prompt=500,
+            completion=25,
+        ),
+    )
+    body = dialect.body(QUESTION, [{"type": "web_search", "allowed_domains": ["127.0.0.2"]}])
+    answer = ask(here.server, dialect, body, stream=stream)
+
+    assert [(one.name, one.ok) for one in answer.served] == [("web_search", True), ("open_page", True)]
+    assert answer.mine == []
+    searched, opened = here.told()
+    assert page in searched
+    assert "sixteen decimal digits" in opened
+    number = next(
+        line[1 : line.index("]")] for line in searched.splitlines() if line.startswith("[") and "Floating" in line
+    )
+    assert opened.startswith(f"[{number}]"), "the same page keeps its number"
+    first = next(line for line in searched.splitlines() if line.startswith("http"))
+    mark = f"[[1]]({first})"
+    assert answer.text == f"It has no exact binary fraction {mark}. Use decimals for money {mark}. [77] is nothing."
+    assert answer.cited == [first, first]
+    if answer.spans is not None:
+        assert [answer.text[start:end] for start, end, _ in answer.spans] == [mark, mark]
+    addresses = [line for line in searched.splitlines() if line.startswith("http")]
+    if answer.citations is not None:
+        assert answer.citations == addresses
+    usage = answer.usage
+    if dialect is not MESSAGES:
+        assert usage["num_sources_used"] == len(addresses)
+    details = usage.get("server_side_tool_usage_details") or usage["server_tool_use"]
+    assert (details["web_search_calls"], details["x_search_calls"], details["code_interpreter_calls"]) == (2, 0, 0)
+    assert (
+        usage.get("prompt_tokens", usage.get("input_tokens")),
+        usage.get("completion_tokens", usage.get("output_tokens")),
+    ) == (900, 48)
+    assert answer.cost == 900 * PER_PROMPT + 48 * PER_ANSWER + 2 * FEE
+
+
+@each_dialect
+def test_what_the_client_is_told_is_what_is_charged(here: World, dialect: Dialect, sandboxed: None) -> None:
+    """Answer, usage row, ledger: the same to the tick, fees of three tools included; a failed call and MCP are free."""
+    team = f"exact {dialect.name}"
+    key = make_team(here.server, team, 10**11)
+    here.script(
+        calls(
+            ("web_search", {"query": "raft leader election"}),
+            ("x_keyword_search", {"query": "from:lena_baker sourdough"}),
+            ("code_execution", {"code": "print(6 * 7)"}),
+            ("box.add", {"a": 2, "b": 3}),
+            ("open_page", {"url": f"{here.site.url}/no-such-page.html"}),
+            prompt=1000,
+            completion=33,
+        ),
+        text("Done.", prompt=3000, completion=3),
+    )
+    tools = [WEB, {"type": "x_search"}, {"type": "code_execution"}, here.mcp]
+    answer = ask(here.server, dialect, dialect.body(QUESTION, tools), key=key)
+    assert {one.name: one.ok for one in answer.served} == {
+        "web_search": True,
+        "x_keyword_search": True,
+        "code_execution": True,
+        "box.add": True,
+        "open_page": False,
+    }
+    raft, post, code, added, missing = here.told()
+    assert "majority vote" in raft
+    assert "sourdough" in post
+    assert json.loads(code)["stdout"] == "42\n"
+    assert added == "5"
+    assert missing.startswith("The call failed: ")
+    details = answer.usage.get("server_side_tool_usage_details") or answer.usage["server_tool_use"]
+    assert [details[f"{kind}_calls"] for kind in ("web_search", "x_search", "code_interpreter", "mcp")] == [1, 1, 1, 1]
+    cost = 4000 * PER_PROMPT + 36 * PER_ANSWER + 3 * FEE
+    assert answer.cost == cost
+    row = find(here.server.usage(), answer.request_id)
+    assert (row["status"], row["prompt_tokens"], row["completion_tokens"]) == ("ok", 4000, 36)
+    assert row["cost_in_usd_ticks"] == cost
+    assert here.server.command("credits", "show", "--team", team)["balance_ticks"] == 10**11 - cost
+    [charged] = here.server.command("credits", "history", "--team", team, "--usage")[:1]
+    assert charged["ticks"] in (cost, -cost)
+    assert here.server.command("credits", "check") == {"ok": True, "mismatches": []}
+
+
+# ---------------------------------------------------------------------------------------------- functions of the client
+
+
+@each_way
+@each_dialect
+def test_a_clients_call_ends_the_turn_and_its_follow_up_goes_on(here: World, dialect: Dialect, stream: bool) -> None:
+    here.script(
+        calls(SEARCH, ("save_note", {"what": "decimals"}), prompt=100, completion=10),
+        text("Saved [1].", prompt=400, completion=4),
+    )
+    body = dialect.body(QUESTION, [WEB, dialect.function("save_note")])
+    answer = ask(here.server, dialect, body, stream=stream)
+    assert [(one.name, one.ok) for one in answer.served] == [("web_search", True)], "what ours found is told"
+    [(_, name, arguments)] = answer.mine
+    assert (name, arguments) == ("save_note", {"what": "decimals"})
+    assert answer.reason in ("tool_calls", "tool_use", "completed")
+    assert answer.cost == 100 * PER_PROMPT + 10 * PER_ANSWER + FEE
+    assert len(here.there.bodies) == 1
+
+    after = ask(here.server, dialect, dialect.follow_up(body, answer, "note 7"), stream=stream)
+    assert after.text.startswith("Saved ")
+    messages = here.there.bodies[-1]["messages"]
+    assert any(one["role"] == "tool" and "note 7" in str(one["content"]) for one in messages)
+    known = {one["id"] for message in messages for one in message.get("tool_calls", ())}
+    answered = [one["tool_call_id"] for one in messages if one["role"] == "tool"]
+    assert len(answered) == len(set(answered)), "no result twice"
+    assert set(answered) == known, "a model must be given a result for each call in its history, and no other"
+
+
+# ---------------------------------------------------------------------------------------------- choices and bounds
+
+
+@each_dialect
+def test_tool_choice(here: World, dialect: Dialect) -> None:
+    here.script(calls(SEARCH), text("ok"))
+    ask(here.server, dialect, dialect.body(QUESTION, [WEB], tool_choice="required"))
+    assert [body["tool_choice"] for body in here.there.bodies] == ["required", "auto"], "demanded once"
+
+    here.script(calls(("save_note", {"what": "x"})), text("ok"))
+    tools = [WEB, dialect.function("save_note")]
+    answer = ask(here.server, dialect, dialect.body(QUESTION, tools, tool_choice=dialect.choice("save_note")))
+    assert here.there.bodies[0]["tool_choice"] == {"type": "function", "function": {"name": "save_note"}}
+    assert [name for _, name, _ in answer.mine] == ["save_note"]
+
+    here.script(text("ok"))
+    answer = ask(here.server, dialect, dialect.body(QUESTION, [WEB], tool_choice="none"))
+    assert answer.text == "ok"
+    assert here.functions() == []
+    assert answer.cost == 200 * PER_PROMPT + 20 * PER_ANSWER
+
+
+@pytest.mark.parametrize("choice", [{"type": "function", "function": {"name": "open_page"}}, {"type": "web_search"}])
+def test_a_function_of_a_server_tool_can_be_named(here: World, choice: dict[str, Any]) -> None:
+    here.script(calls(("open_page", {"url": f"{here.site.url}/udp.html"})), text("ok"))
+    answer = ask(here.server, CHAT, CHAT.body(QUESTION, [WEB], tool_choice=choice))
+    wanted = choice if "function" in choice else "required"
+    assert [body["tool_choice"] for body in here.there.bodies] == [wanted, "auto"]
+    assert [one.name for one in answer.served] == ["open_page"]
+
+
+@each_dialect
+def test_turns_are_bounded_and_the_last_one_has_to_answer(here: World, dialect: Dialect) -> None:
+    here.script(calls(SEARCH), calls(SEARCH), text("enough"))
+    answer = ask(here.server, dialect, dialect.body(QUESTION, [WEB], max_turns=2))
+    assert [body.get("tool_choice") for body in here.there.bodies] == ["auto", "auto", "none"]
+    assert answer.text == "enough"
+    assert len(answer.served) == 2
+    here.script(calls(SEARCH))  # for ever
+    answer = ask(here.server, dialect, dialect.body(QUESTION, [WEB], max_turns=2))
+    assert len(here.there.bodies) == 3
+    assert len(answer.served) == 2
+    assert answer.reason in ("length", "incomplete", "pause_turn")
+    assert answer.cost == 300 * PER_PROMPT + 30 * PER_ANSWER + 2 * FEE
+
+
+def test_a_call_that_can_not_be_read_is_told_to_the_model(here: World) -> None:
+    here.script(calls(("web_search", '{"query": '), ("invented", {})), text("sorry"))
+    answer = ask(here.server, CHAT, CHAT.body(QUESTION, [WEB]))
+    assert answer.text == "sorry"
+    assert [(one.name, one.ok) for one in answer.served] == [("web_search", False)]
+    broken, unknown = here.told()
+    assert "JSON object" in broken
+    assert "no function `invented`" in unknown
+
+
+def test_allowed_domains_hold_for_every_function(here: World) -> None:
+    here.script(
+        calls(
+            SEARCH,
+            ("open_page", {"url": f"{here.site.url}/{PAGE}"}),
+            ("open_page_with_find", {"url": f"{here.site.url}/{PAGE}", "pattern": "decimals"}),
+            ("open_page", {"url": f"{here.other.url}/{PAGE}"}),
+        ),
+        text("ok"),
+    )
+    asked_before = len(here.site.asked)
+    answer = ask(here.server, CHAT, CHAT.body(QUESTION, [{**WEB, "filters": {"allowed_domains": ["127.0.0.3"]}}]))
+    assert [one.ok for one in answer.served] == [True, False, False, True]
+    assert answer.citations
+    assert all(url.startswith(here.other.url) for url in answer.citations)
+    assert len(here.site.asked) == asked_before, "nothing went there"
+
+
+@pytest.mark.parametrize(
+    ("search", "offered", "choice"),
+    [
+        ({"mode": "on", "sources": [{"type": "web"}]}, ["web_search", "open_page", "open_page_with_find"], "required"),
+        ({"mode": "auto", "sources": [{"type": "web"}]}, ["web_search", "open_page", "open_page_with_find"], "auto"),
+        ({"mode": "off"}, [], None),
+    ],
+    ids=["on", "auto", "off"],
+)
+def test_search_parameters(here: World, search: dict[str, Any], offered: list[str], choice: str | None) -> None:
+    here.script(calls(("web_search", {"query": "raft", "num_results": 9})) if offered else text("ok"), text("ok"))
+    search = {**search, "max_search_results": 2}
+    answer = ask(here.server, CHAT, CHAT.body(QUESTION, [], search_parameters=search))
+    assert here.functions() == offered
+    assert here.there.bodies[0].get("tool_choice") == choice
+    assert len(answer.citations or ()) == (2 if offered else 0)
+    if offered:
+        here.script(calls(SEARCH), text("ok"))
+        answer = ask(
+            here.server, CHAT, CHAT.body(QUESTION, [], search_parameters={**search, "return_citations": False})
+        )
+        assert answer.citations is None
+        assert answer.usage["num_sources_used"] == 2
+
+
+def test_outputs_are_told_on_include_only(here: World, sandboxed: None) -> None:
+    def turns() -> None:
+        here.script(calls(SEARCH, ("code_execution", {"code": "'seen' + str(1)"})), text("ok"))
+
+    tools = [WEB, {"type": "code_interpreter"}]
+    for stream in (False, True):
+        turns()
+        answer = ask(here.server, CHAT, CHAT.body(QUESTION, tools), stream=stream)
+        assert [one.output for one in answer.served] == [None, None]
+        turns()
+        body = CHAT.body(QUESTION, tools, include=["code_execution_call_output"])
+        answer = ask(here.server, CHAT, body, stream=stream)
+        assert "seen1" in {one.name: one.output for one in answer.served}["code_execution"]
+        turns()
+        answer = ask(here.server, RESPONSES, RESPONSES.body(QUESTION, tools), stream=stream)
+        assert [one.output for one in answer.served] == [None, None]
+        turns()
+        include = ["web_search_call.action.sources", "code_interpreter_call.outputs"]
+        answer = ask(here.server, RESPONSES, RESPONSES.body(QUESTION, tools, include=include), stream=stream)
+        outputs = {one.name: one.output for one in answer.served}
+        assert all(source["url"].startswith("http") for source in outputs["web_search"])
+        assert "seen1" in outputs["code_execution"][0]["logs"]
+
+
+def test_code_keeps_its_variables_and_its_plots_come_back(here: World, sandboxed: None) -> None:
+    plot = "import matplotlib.pyplot as plt\nplt.plot([1, 2], [x, 4])"
+    here.script(calls(("python", {"code": "x = 41 + 1"})), calls(("python", {"code": plot + "\nprint(x)"})), text("ok"))
+    body = RESPONSES.body(QUESTION, [{"type": "code_interpreter"}], include=["code_interpreter_call.outputs"])
+    answer = ask(here.server, RESPONSES, body)
+    logs, image = answer.served[1].output
+    assert json.loads(logs["logs"].partition("\n\nFile made")[0])["stdout"] == "42\n"
+    assert image["url"].startswith("data:image/png;base64,")
+
+
+# ---------------------------------------------------------------------------------------------- while it runs
+
+
+@each_dialect
+def test_a_call_is_told_before_its_result(here: World, dialect: Dialect) -> None:
+    """And a quick tool's result before a slow one's end."""
+    here.close_gate()
+    here.entered.clear()
+    here.script(calls(("box.gate", {}), ("box.add", {"a": 1, "b": 1})), text("ok"))
+    stream = Stream(here.server, dialect.path, dialect.body(QUESTION, [here.mcp], stream=True))
+    begun = ended = 0
+    events = []
+    try:
+        for event in stream:
+            events.append(event)
+            begun += dialect.begins(event)
+            if dialect.ends(event):
+                ended += 1
+                if ended == 1:
+                    assert begun == 2
+                    assert here.entered.wait(30)
+                    here.open_gate()
+        answer = dialect.folded(events)
+    finally:
+        here.open_gate()
+        stream.close()
+    assert [one.ok for one in answer.served] == [True, True]
+    assert answer.text == "ok"
+    assert here.told() == ["the gate is open", "2"], "results stand in the order of the calls"
+
+
+def test_a_client_that_leaves_stops_running_code_at_once(here: World, sandboxed: None) -> None:
+    root = here.server.process.pid
+    here.script(calls(("code_execution", {"code": "1"})), text("ok"))
+    ask(here.server, CHAT, CHAT.body(QUESTION, [{"type": "code_execution"}]))  # the sandbox is warm
+    until(lambda: len(sandboxes.below(root)) > 0)
+    here.script(
+        calls(("code_execution", {"code": "import time\nwhile True: time.sleep(0.01)"}), prompt=70, completion=7)
+    )
+    quiet = _settled(root)
+    stream = Stream(here.server, CHAT.path, CHAT.body(QUESTION, [{"type": "code_execution"}], stream=True))
+    next(event for event in stream if CHAT.begins(event))
+    until(lambda: bool(sandboxes.below(root) - quiet))
+    running = sandboxes.below(root) - quiet
+    stream.close()
+    until(lambda: sandboxes.gone(running))
+    row = _row(here.server, stream.request_id)
+    assert (row["status"], row["prompt_tokens"], row["completion_tokens"]) == ("cancelled", 70, 7)
+    assert row["cost_in_usd_ticks"] == 70 * PER_PROMPT + 7 * PER_ANSWER, "no fee for a run that did not end"
+    assert len(here.there.bodies) == 1
+
+
+def _settled(root: int) -> set[int]:
+    """The processes of a server that is idle: the same for a while."""
+    found = sandboxes.below(root)
+    for _ in range(100):
+        time.sleep(0.2)
+        after = sandboxes.below(root)
+        if after == found:
+            return found
+        found = after
+    raise AssertionError("processes come and go without end")
+
+
+def _row(server: Server, request_id: str) -> dict[str, Any]:
+    until(lambda: any(row["request_id"] == request_id for row in server.usage()))
+    return find(server.usage(), request_id)
+
+
+def test_a_client_that_leaves_stops_a_remote_tool(here: World) -> None:
+    here.close_gate()
+    here.entered.clear()
+    here.script(calls(("box.gate", {}), prompt=70, completion=7))
+    stream = Stream(here.server, MESSAGES.path, MESSAGES.body(QUESTION, [here.mcp], stream=True))
+    assert here.entered.wait(30)
+    stream.close()
+    try:
+        assert _row(here.server, stream.request_id)["status"] == "cancelled"
+    finally:
+        here.open_gate()
+    assert len(here.there.bodies) == 1
+
+
+@each_way
+@each_dialect
+def test_an_upstream_that_dies_in_its_second_turn(here: World, dialect: Dialect, stream: bool) -> None:
+    here.script(calls(SEARCH, prompt=70, completion=7), dies_after(piece("I fou")))
+    body = dialect.body(QUESTION, [WEB])
+    if stream:
+        events = Stream(here.server, dialect.path, {**body, "stream": True})
+        answer, request_id = dialect.folded(list(events)), events.request_id
+        events.close()
+        assert answer.error["code" if "code" in answer.error else "type"] in (
+            "engine_broken",
+            "api_error",
+            "server_error",
+        )
+        assert answer.text == "I fou"
+    else:
+        status, headers, got = here.server.request("POST", dialect.path, body)
+        assert status == 502, got
+        request_id = headers["x-request-id"]
+    row = _row(here.server, request_id)
+    assert (row["status"], row["error_code"], row["cost_in_usd_ticks"]) == ("failed", "EngineBroken", 0)
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (70, 8) if stream else row["prompt_tokens"] >= 70
+
+
+# ---------------------------------------------------------------------------------------------- credit
+
+
+def test_little_credit_is_not_overspent_by_agentic_requests(here: World) -> None:
+    """docs/decisions/ledger.md: within four steps and eight calls a team's credit never goes below zero."""
+    here.script(
+        calls(*[("web_search", {"query": f"raft {number}"}) for number in range(2)], prompt=2000, completion=10),
+        calls(("open_page", {"url": f"{here.site.url}/raft.html"}), prompt=4000, completion=10),
+        text("Leaders are elected.", prompt=6000, completion=20),
+    )
+    cost = 12_000 * PER_PROMPT + 40 * PER_ANSWER + 3 * FEE
+    credit = 10 * cost
+    key = make_team(here.server, "little credit", credit)
+    body = CHAT.body(QUESTION, [WEB], max_tokens=50)
+
+    def request(_: int) -> tuple[int, Any]:
+        status, _, got = here.server.request("POST", CHAT.path, body, key=key)
+        return status, got
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(request, range(24)))
+    good = [got for status, got in answers if status == 200]
+    refused = [got for status, got in answers if status == 429]
+    assert len(good) + len(refused) == 24
+    assert 1 <= len(good) <= 10
+    assert {got["usage"]["cost_in_usd_ticks"] for got in good} == {cost}
+    assert {got["error"]["code"] for got in refused} == {"insufficient_quota"}
+    after = here.server.command("credits", "show", "--team", "little credit")
+    assert after["balance_ticks"] == credit - len(good) * cost >= 0
+    assert here.server.command("credits", "check") == {"ok": True, "mismatches": []}
+
+
+def test_more_steps_than_are_held_for_are_charged_in_full(here: World) -> None:
+    here.script(
+        *[calls(SEARCH, prompt=20_000, completion=10) for _ in range(7)], text("ok", prompt=20_000, completion=10)
+    )
+    key = make_team(here.server, "many steps", 2 * 10**10)
+    answer = ask(here.server, CHAT, CHAT.body(QUESTION, [WEB], max_tokens=50), key=key)
+    assert answer.cost == 160_000 * PER_PROMPT + 80 * PER_ANSWER + 7 * FEE
+    assert here.server.command("credits", "show", "--team", "many steps")["balance_ticks"] == 2 * 10**10 - answer.cost
+    assert here.server.command("credits", "check") == {"ok": True, "mismatches": []}
