@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -251,6 +252,10 @@ class Dialect(Protocol):
         """A `tool_choice` that names a function of the client."""
         ...
 
+    def streamed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The same, to be streamed with its usage."""
+        ...
+
     def whole(self, body: Any) -> Answer: ...
 
     def folded(self, events: list[dict[str, Any]]) -> Answer: ...
@@ -278,8 +283,6 @@ class Chat:
     path = "/v1/chat/completions"
 
     def body(self, question: str, tools: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-        if fields.get("stream"):
-            fields = {"stream_options": {"include_usage": True}, **fields}
         messages = [{"role": "user", "content": question}]
         return {
             "model": "grok-4",
@@ -294,6 +297,9 @@ class Chat:
 
     def choice(self, name: str) -> Any:
         return {"type": "function", "function": {"name": name}}
+
+    def streamed(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "stream": True, "stream_options": {"include_usage": True}}
 
     def whole(self, body: Any) -> Answer:
         [choice] = body["choices"]
@@ -374,6 +380,9 @@ class Responses:
     def choice(self, name: str) -> Any:
         return {"type": "function", "name": name}
 
+    def streamed(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "stream": True}
+
     def whole(self, body: Any) -> Answer:
         items = body["output"]
         parts = [part for item in items if item["type"] == "message" for part in item["content"]]
@@ -443,6 +452,9 @@ class Messages:
 
     def choice(self, name: str) -> Any:
         return {"type": "tool", "name": name}
+
+    def streamed(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "stream": True}
 
     def whole(self, body: Any) -> Answer:
         blocks = body["content"]
@@ -519,10 +531,10 @@ DIALECTS: tuple[Dialect, ...] = (Chat(), Responses(), Messages())
 class Stream:
     """The events of a streamed answer, as they come. Closing it is a client that leaves."""
 
-    def __init__(self, server: Server, path: str, body: dict[str, Any], key: str = "") -> None:
+    def __init__(self, server: Server, dialect: Dialect, body: dict[str, Any], key: str = "") -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         headers = {"content-type": "application/json", "authorization": f"Bearer {key or server.key}"}
-        self._connection.request("POST", path, json.dumps(body).encode(), headers)
+        self._connection.request("POST", dialect.path, json.dumps(dialect.streamed(body)).encode(), headers)
         self._response = self._connection.getresponse()
         self.status = self._response.status
         assert self.status == 200, self._response.read()
@@ -544,7 +556,7 @@ class Stream:
 def ask(server: Server, dialect: Dialect, body: dict[str, Any], *, stream: bool = False, key: str = "") -> Answer:
     """A good answer, streamed or whole."""
     if stream:
-        events = Stream(server, dialect.path, {**body, "stream": True}, key)
+        events = Stream(server, dialect, body, key)
         try:
             answer = dialect.folded(list(events))
         finally:
@@ -558,6 +570,8 @@ def ask(server: Server, dialect: Dialect, body: dict[str, Any], *, stream: bool 
     return answer
 
 
-def find(rows: list[dict[str, Any]], request_id: str) -> dict[str, Any]:
-    [row] = [row for row in rows if row["request_id"] == request_id]
-    return row
+def rows(server: Server, request_id: str) -> list[dict[str, Any]]:
+    """The usage rows of a request, from the server's database."""
+    with contextlib.closing(sqlite3.connect(f"file:{server.home / 'jubal.db'}?mode=ro", uri=True)) as store:
+        store.row_factory = sqlite3.Row
+        return [dict(row) for row in store.execute("SELECT * FROM usage WHERE request_id = ?", [request_id])]

@@ -389,6 +389,8 @@ def _choice(choice: str | _NamedTool | None, names: list[str], *, any_tool: bool
                     code="invalid_value",
                 )
             return NamedTool(name)
+        case _NamedTool(type=kind) if kind in server_tools.SERVER_TYPES and any_tool:
+            return "required"
     raise BadRequest(
         '`tool_choice` must be none, auto, required or {"type": "function", "function": {"name": …}}.',
         param="tool_choice",
