@@ -11,8 +11,9 @@ import pytest
 import pytest_asyncio
 
 from jubal.core.server_tools import CodeExecution
+from jubal.testing.tools import check_tools
 from jubal.tools.base import ToolFailed, ToolOutput
-from jubal.tools.code_execution.family import CodeExecutionFamily, CodeSession
+from jubal.tools.code_execution.family import NAME, CodeExecutionFamily, CodeSession
 from jubal.tools.code_execution.forks import ForkSandbox
 from jubal.tools.code_execution.limits import Limits
 from tests.tools.sandboxes import sandbox
@@ -45,6 +46,13 @@ async def run(session: CodeSession, code: str) -> dict[str, Any]:
     assert list(told) == ["stdout", "stderr", "output_files", "error", "ret"]
     assert all(isinstance(value, str) for name, value in told.items() if name != "output_files")
     return told
+
+
+async def test_it_keeps_the_promise_of_tools() -> None:
+    async with sandbox(Limits(timeout_s=60, libraries=())) as made:
+        family = CodeExecutionFamily(made, Limits(timeout_s=60, libraries=()))
+        slow = json.dumps({"code": "while True: pass"})
+        await check_tools(family, CodeExecution(), NAME, '{"code": "print(1)"}', slow=(NAME, slow))
 
 
 async def test_the_function(session: CodeSession) -> None:

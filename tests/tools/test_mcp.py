@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from jubal.core.server_tools import Mcp
+from jubal.testing.tools import check_tools
 from jubal.tools.base import ToolFailed
 from jubal.tools.mcp import McpTools
 from jubal.web.guard import AllowList, Guard
@@ -50,6 +51,11 @@ async def test_its_tools_can_be_called(server: tuple[Mcp, Recorder]) -> None:
         await session.close()
     assert {headers.get("authorization") for headers in recorder.headers} == {"Bearer s3cret"}
     assert {headers.get("x-team") for headers in recorder.headers} == {"t"}
+
+
+async def test_it_keeps_the_promise_of_tools(server: tuple[Mcp, Recorder]) -> None:
+    wanted, _ = server
+    await check_tools(family(), wanted, "box.add", '{"a": 1, "b": 2}', slow=("box.sleep", "{}"))
 
 
 async def test_only_allowed_tools_are_offered(server: tuple[Mcp, Recorder]) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 
 import psutil
 import pytest
+from aiohttp import web
 
 from jubal.agent.toolbox import Toolbox
 from jubal.core.errors import BadRequest
 from jubal.core.events import ServerToolCall
 from jubal.core.generation import Generation, Tools
 from jubal.core.server_tools import UserLocation, WebSearch
+from jubal.testing.tools import check_tools
 from jubal.tools.base import ToolFailed, ToolOutput
 from jubal.tools.web_search.domains import Domains
 from jubal.tools.web_search.extractor import Extractor, Unreadable
@@ -192,6 +194,21 @@ async def test_unfit_arguments_are_told_to_the_model(name: str, arguments: str, 
 
 
 # ---------------------------------------------------------------------------------------------------------- pages
+
+
+@pytest.mark.parametrize("name", ["web_search", "open_page", "open_page_with_find"])
+async def test_it_keeps_the_promise_of_tools(name: str) -> None:
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response(text="late")
+
+    pages = site(page=gives(ARTICLE.encode(), content_type=HTML), slow=slowly)
+    async with pages as one, Web(one, hits=[Hit("http://a.test/", "A", "about a")]) as tools:
+        given = {"query": "walrus", "url": one.url + "/page", "pattern": "tusks"}
+        wanted = {"web_search": ["query"], "open_page": ["url"], "open_page_with_find": ["url", "pattern"]}[name]
+        arguments = json.dumps({key: given[key] for key in wanted})
+        slow = ("open_page", json.dumps({"url": one.url + "/slow"}))
+        await check_tools(tools.family, WebSearch(), name, arguments, slow=slow)
 
 
 async def test_a_page_is_markdown_with_its_links() -> None:

@@ -16,6 +16,7 @@ from jubal import config
 from jubal.core.errors import BadRequest, EngineUnavailable
 from jubal.core.server_tools import XSearch
 from jubal.engines.wordllama_engine import TextVectors
+from jubal.testing.tools import check_tools
 from jubal.tools.base import ToolFailed, ToolOutput
 from jubal.tools.x_search import archive, importing
 from jubal.tools.x_search.archive import FILE_NAME
@@ -49,6 +50,13 @@ async def call(family: XSearchFamily, name: str, wanted: XSearch | None = None, 
         return await session.call(name, json.dumps(arguments))
     finally:
         await session.close()
+
+
+@pytest.mark.parametrize("name", ["x_keyword_search", "x_semantic_search", "x_user_search", "x_thread_fetch"])
+async def test_it_keeps_the_promise_of_tools(home: Path, name: str) -> None:
+    family = make_x_search(config.XSearch(), home, TextVectors(), environ={})
+    given = {"x_thread_fetch": {"post_id": "1742000000000000003"}, "x_user_search": {"query": "lena"}}
+    await check_tools(family, XSearch(), name, json.dumps(given.get(name, {"query": "sourdough"})))
 
 
 async def test_functions_have_small_schemas(family: XSearchFamily) -> None:
