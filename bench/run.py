@@ -1,6 +1,6 @@
 """`make bench`: measures Jubal on this machine and writes bench/results.md.
 
-    python bench/run.py [--quick] [--only gateway|engine|tools]
+    python bench/run.py [--quick] [--only gateway|engine|tools|agentic]
 
 --quick takes about two minutes and says little on a busy machine; a whole run takes about fifteen. With --only, the
 other sections of an earlier results.md stay as they are.
@@ -18,6 +18,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import agentic
 import engine
 import gateway
 import tools
@@ -28,6 +29,7 @@ SECTIONS = {
     "gateway": ("Gateway", gateway.run),
     "engine": ("Embedded engine", engine.run),
     "tools": ("Function calling", tools.run),
+    "agentic": ("Server-side tools", agentic.run),
 }
 INTRODUCTION = """# Bench results
 

@@ -114,11 +114,10 @@ def test_searches_opens_a_page_and_answers_with_citations(here: World, dialect: 
     assert answer.cost == 900 * PER_PROMPT + 48 * PER_ANSWER + 2 * FEE
 
 
-@each_dialect
-def test_what_the_client_is_told_is_what_is_charged(here: World, dialect: Dialect, sandboxed: None) -> None:
+def test_what_the_client_is_told_is_what_is_charged(here: World, sandboxed: None) -> None:
     """Answer, usage row, ledger: the same to the tick, fees of three tools included; a failed call and MCP are free."""
-    team = f"exact {dialect.name}"
-    key = make_team(here.server, team, 10**11)
+    credit, cost = 10**11, 4000 * PER_PROMPT + 36 * PER_ANSWER + 3 * FEE
+    key = make_team(here.server, "exact", credit)
     here.script(
         calls(
             ("web_search", {"query": "raft leader election"}),
@@ -132,28 +131,38 @@ def test_what_the_client_is_told_is_what_is_charged(here: World, dialect: Dialec
         text("Done.", prompt=3000, completion=3),
     )
     tools = [WEB, {"type": "x_search"}, {"type": "code_execution"}, here.mcp]
-    answer = ask(here.server, dialect, dialect.body(QUESTION, tools), key=key)
-    assert {one.name: one.ok for one in answer.served} == {
-        "web_search": True,
-        "x_keyword_search": True,
-        "code_execution": True,
-        "box.add": True,
-        "open_page": False,
-    }
-    raft, post, code, added, missing = here.told()
-    assert "majority vote" in raft
-    assert "sourdough" in post
-    assert json.loads(code)["stdout"] == "42\n"
-    assert added == "5"
-    assert missing.startswith("The call failed: ")
-    details = answer.usage.get("server_side_tool_usage_details") or answer.usage["server_tool_use"]
-    assert [details[f"{kind}_calls"] for kind in ("web_search", "x_search", "code_interpreter", "mcp")] == [1, 1, 1, 1]
-    cost = 4000 * PER_PROMPT + 36 * PER_ANSWER + 3 * FEE
-    assert answer.cost == cost
-    row = _row(here.server, answer.request_id)
-    assert (row["status"], row["prompt_tokens"], row["completion_tokens"]) == ("ok", 4000, 36)
-    assert row["cost_in_usd_ticks"] == cost
-    assert here.server.command("credits", "show", "--team", team)["balance_ticks"] == 10**11 - cost
+    for dialect in DIALECTS:
+        answer = ask(here.server, dialect, dialect.body(QUESTION, tools), key=key)
+        assert {one.name: one.ok for one in answer.served} == {
+            "web_search": True,
+            "x_keyword_search": True,
+            "code_execution": True,
+            "box.add": True,
+            "open_page": False,
+        }
+        raft, post, code, added, missing = here.told()
+        assert "majority vote" in raft
+        assert "sourdough" in post
+        assert json.loads(code)["stdout"] == "42\n"
+        assert added == "5"
+        assert missing.startswith("The call failed: ")
+        details = answer.usage.get("server_side_tool_usage_details") or answer.usage["server_tool_use"]
+        kinds = ("web_search", "x_search", "code_interpreter", "mcp")
+        assert [details[f"{kind}_calls"] for kind in kinds] == [1, 1, 1, 1]
+        assert answer.cost == cost
+        row = _row(here.server, answer.request_id)
+        assert (row["status"], row["prompt_tokens"], row["completion_tokens"]) == ("ok", 4000, 36)
+        assert row["cost_in_usd_ticks"] == cost
+        assert json.loads(row["tools"]) == {
+            "web_search": [1, FEE],
+            "x_search": [1, FEE],
+            "code_execution": [1, FEE],
+            "mcp": [1, 0],
+        }
+    assert here.server.command("credits", "show", "--team", "exact")["balance_ticks"] == credit - len(DIALECTS) * cost
+    history = here.server.command("credits", "history", "--team", "exact", "--usage")
+    assert [abs(one["ticks"]) for one in history if one["kind"] == "usage"] == [cost] * len(DIALECTS)
+    assert here.server.command("credits", "check") == {"ok": True, "mismatches": []}
 
 
 # ---------------------------------------------------------------------------------------------- functions of the client
@@ -228,6 +237,16 @@ def test_turns_are_bounded_and_the_last_one_has_to_answer(here: World, dialect: 
     assert len(answer.served) == 2
     assert answer.reason in ("length", "incomplete", "pause_turn")
     assert answer.cost == 300 * PER_PROMPT + 30 * PER_ANSWER + 2 * FEE
+
+
+def test_the_calls_of_a_request_are_bounded(here: World) -> None:
+    many = [("x_user_search", {"query": "lena"})] * 66
+    here.script(calls(*many), text("ok"))
+    answer = ask(here.server, CHAT, CHAT.body(QUESTION, [{"type": "x_search"}]))
+    assert [one.ok for one in answer.served].count(False) == 2
+    assert here.told()[-1] == "The call failed: this request may call no more tools. Answer with what you know."
+    assert here.there.bodies[1]["tool_choice"] == "none"
+    assert answer.usage["server_side_tool_usage_details"]["x_search_calls"] == 64
 
 
 def test_a_call_that_can_not_be_read_is_told_to_the_model(here: World) -> None:
