@@ -42,8 +42,8 @@ def ask(*server: ServerTool, functions: Sequence[str] = (), **changes: object) -
     return replace(Generation("m", (Message("user", (TextPart("find it"),)),), tools=tools), **changes)
 
 
-def call(name: str = "web_search", number: int = 1) -> ToolCall:
-    return ToolCall(f"call_{number}", name, '{"query":"x"}')
+def call(name: str = "web_search", number: int = 1, query: str = "x") -> ToolCall:
+    return ToolCall(f"call_{number}", name, f'{{"query":"{query}"}}')
 
 
 async def run(
@@ -200,19 +200,32 @@ async def test_choice_none_runs_nothing() -> None:
 
 
 async def test_after_the_last_round_the_model_has_to_answer() -> None:
-    engine = ScriptedEngine((call("web_search", 1), CALLS), (call("web_search", 2), CALLS), ANSWER)
+    engine = ScriptedEngine((call("web_search", 1), CALLS), (call("web_search", 2, "y"), CALLS), ANSWER)
     events = await run(ask(bounds=Bounds(turns_max=2)), engine, ScriptedTools({"web_search": PAGE}))
     assert [turn.tools.choice for turn in engine.turns] == ["auto", "auto", "none"]
     assert only(TextDelta, events)[-1].text == "done"
 
 
 async def test_a_model_that_calls_on_for_ever_is_stopped() -> None:
-    engine = ScriptedEngine((call(), CALLS))
+    engine = ScriptedEngine(*((call(query=query), CALLS) for query in "abcd"))
     events = await run(ask(bounds=Bounds(turns_max=3)), engine, ScriptedTools({"web_search": PAGE}))
     end = events[-1]
     assert isinstance(end, Finished)
     assert end.reasons == ("turn_limit",)
     assert len(engine.turns) == 4
+
+
+async def test_a_model_that_only_repeats_itself_has_to_answer() -> None:
+    same = (call("web_search", 1), CALLS)
+    engine = ScriptedEngine(same, (call("web_search", 2), call("web_search", 3, "y"), CALLS), same, ANSWER)
+    await run(ask(), engine, ScriptedTools({"web_search": PAGE}))
+    assert [turn.tools.choice for turn in engine.turns] == ["auto", "auto", "auto", "none"]
+
+
+async def test_a_remote_tool_may_be_asked_again() -> None:
+    engine = ScriptedEngine(*[(call("box.status"), CALLS)] * 3, ANSWER)
+    await run(ask(Mcp("box", "https://box.test/mcp")), engine, ScriptedTools({"box.status": PAGE}, "mcp"))
+    assert [turn.tools.choice for turn in engine.turns] == ["auto"] * 4
 
 
 async def test_the_number_of_calls_is_bounded() -> None:

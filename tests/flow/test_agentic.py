@@ -226,12 +226,13 @@ def test_a_server_tool_can_be_demanded_by_its_type(here: World) -> None:
 
 @each_dialect
 def test_turns_are_bounded_and_the_last_one_has_to_answer(here: World, dialect: Dialect) -> None:
-    here.script(calls(SEARCH), calls(SEARCH), text("enough"))
+    first, second, third = (calls(("web_search", {"query": f"raft {number}"})) for number in range(3))
+    here.script(first, second, text("enough"))
     answer = ask(here.server, dialect, dialect.body(QUESTION, [WEB], max_turns=2))
     assert [body.get("tool_choice") for body in here.there.bodies] == ["auto", "auto", "none"]
     assert answer.text == "enough"
     assert len(answer.served) == 2
-    here.script(calls(SEARCH))  # for ever
+    here.script(first, second, third)  # for ever
     answer = ask(here.server, dialect, dialect.body(QUESTION, [WEB], max_turns=2))
     assert len(here.there.bodies) == 3
     assert len(answer.served) == 2
@@ -471,7 +472,8 @@ def test_little_credit_is_not_overspent_by_agentic_requests(here: World) -> None
 
 def test_more_steps_than_are_held_for_are_charged_in_full(here: World) -> None:
     here.script(
-        *[calls(SEARCH, prompt=20_000, completion=10) for _ in range(7)], text("ok", prompt=20_000, completion=10)
+        *[calls(("web_search", {"query": f"raft {number}"}), prompt=20_000, completion=10) for number in range(7)],
+        text("ok", prompt=20_000, completion=10),
     )
     key = make_team(here.server, "many steps", 2 * 10**10)
     answer = ask(here.server, CHAT, CHAT.body(QUESTION, [WEB], max_tokens=50), key=key)

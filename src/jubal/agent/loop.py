@@ -88,6 +88,7 @@ class _Agent:
         self._rounds_left = asked.bounds.turns_max
         self._visible = 0
         self._ids: set[str] = set()
+        self._done: set[tuple[str, str]] = set()
         self._spent = NOTHING
         self._estimated = False
         self._citer = Citer(bench.sources) if asked.inline_citations and asked.output is None else None
@@ -99,6 +100,7 @@ class _Agent:
                 async for event in events:
                     yield event
             assert got.ended is not None
+            again = self._only_again(got)
             results: dict[str, str] = {}
             async with aclosing(self._bench.run_all(got.ours)) as done:
                 async for result in done:
@@ -109,7 +111,7 @@ class _Agent:
                 sources = tuple(self._bench.sources)
                 yield Finished((reason,), self._spent, None, self._estimated, sources, self._bench.uses)
                 return
-            self._go_on(got, results)
+            self._go_on(got, results, stuck=again)
 
     def _reason_to_end(self, got: _Turn, ended: TurnEnded) -> FinishReason | None:
         if got.theirs:
@@ -173,8 +175,22 @@ class _Agent:
         self._ids.add(identity)
         return call if identity == call.id else replace(call, id=identity)
 
-    def _go_on(self, got: _Turn, results: dict[str, str]) -> None:
-        """The next turn: the conversation with this one's calls and results. A choice that demanded a call is honoured now."""
+    def _only_again(self, got: _Turn) -> bool:
+        """The model asks for nothing that it has not asked for already: small ones do so for ever.
+
+        A remote server's tool may well be asked again, as its answer can have changed.
+        """
+        asked = {(call.name, call.arguments) for call in got.ours}
+        local = bool(got.ours) and not got.unknown and all(call.kind != "mcp" for call in got.ours)
+        again = local and asked <= self._done
+        self._done |= asked
+        return again
+
+    def _go_on(self, got: _Turn, results: dict[str, str], *, stuck: bool) -> None:
+        """The next turn: the conversation with this one's calls and results. A choice that demanded a call is honoured now.
+
+        stuck: it must answer, as it learns nothing new.
+        """
         made: list[ServerToolCall | ToolCall] = [*got.ours, *got.unknown]
         calls = tuple(PastCall(call.id, call.name, call.arguments) for call in made)
         text, thought = "".join(got.text), "".join(got.reasoning)
@@ -184,7 +200,7 @@ class _Agent:
             output = results.get(call.id, f"There is no function `{call.name}`.")
             answered.append(Message("tool", (TextPart(output),), name=call.name, tool_call_id=call.id))
         self._rounds_left -= 1
-        over = self._rounds_left <= 0 or self._bench.exhausted
+        over = stuck or self._rounds_left <= 0 or self._bench.exhausted
         turn = self._turn
         bounds = turn.bounds
         if bounds.tokens_max is not None and text:
