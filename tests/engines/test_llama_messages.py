@@ -77,32 +77,34 @@ def test_calls_and_results_become_text_for_a_template_without_tools() -> None:
             (
                 says("user", "Weather in Oslo and Rome?"),
                 says("assistant", "I will look.", CALL, PastCall("call_2", "get_weather", '{"city": "Rome"}')),
-                says("tool", "7 degrees"),
-                says("tool", "20 degrees"),
+                Message("tool", (TextPart("7 degrees"),), tool_call_id=CALL.id),
+                Message("tool", (TextPart("20 degrees"),), tool_call_id="call_2"),
                 says("assistant", "Cold and warm."),
             )
         )
     )
     assert [(message.role, message.text) for message in made] == [
         ("user", "Weather in Oslo and Rome?"),
+        ("assistant", "I will look."),
         (
-            "assistant",
-            "I will look.\n"
-            '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n'
-            '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>',
+            "user",
+            'get_weather({"city": "Oslo"}) gave:\n7 degrees\n\nget_weather({"city": "Rome"}) gave:\n20 degrees\n\n'
+            "Answer with this: Weather in Oslo and Rome?",
         ),
-        ("user", "<tool_response>\n7 degrees\n</tool_response>\n<tool_response>\n20 degrees\n</tool_response>"),
         ("assistant", "Cold and warm."),
     ]
     assert all(not message.calls for message in made)
 
 
 def test_a_result_at_the_end_and_a_call_without_text_or_arguments() -> None:
-    made = list(plain((says("assistant", "", PastCall("c", "now", " ")), says("tool", "14:35"))))
+    call = PastCall("c", "now", " ")
+    result = Message("tool", (TextPart("14:35"),), tool_call_id="c")
+    made = list(plain((says("assistant", "", call), result)))
     assert [(message.role, message.text) for message in made] == [
-        ("assistant", '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'),
-        ("user", "<tool_response>\n14:35\n</tool_response>"),
+        ("assistant", "Let me see."),
+        ("user", "now() gave:\n14:35"),
     ]
+    assert [message.text for message in plain((says("tool", "14:35"),))] == ["The function gave:\n14:35"]
 
 
 def test_a_template_with_tools_gets_them_as_they_are() -> None:

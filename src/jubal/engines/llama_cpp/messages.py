@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
@@ -48,40 +47,50 @@ def _with_defaults(sampling: Sampling, profile: Profile) -> Sampling:
     )
 
 
-def plain(messages: tuple[Message, ...]) -> Iterator[Message]:
-    """The conversation for a template that knows neither calls nor results: both become text.
+LOOKING: Final = "Let me see."
+"""What the assistant said where it only called functions: a turn must not be empty."""
 
-    Of six forms tried on SmolLM2 this one gave the most answers that use the result. Results in a row become one message of
-    the user, as many templates want user and assistant to alternate. Images stay, behind the text of their message.
+
+def plain(messages: tuple[Message, ...]) -> Iterator[Message]:
+    """The conversation for a template that knows neither calls nor results: both become text of the user's next message.
+
+    No call stands in the assistant's own words: a small model copies those, and then answers with a call in text. The question comes
+    again behind the results, which may be long. Measured on SmolLM2 (docs/decisions/function-calling.md). Results in a row become
+    one message, as many templates want user and assistant to alternate. Images stay, behind the text of their message.
     """
+    question = ""
+    called: dict[str | None, PastCall] = {}
     results: list[Message] = []
     for message in messages:
         if message.role == "tool":
             results.append(message)
             continue
         if results:
-            yield _results(results)
+            yield _results(results, called, question)
             results = []
-        yield _with_calls_as_text(message) if message.calls else message
+        if message.role == "user":
+            question = message.text
+        called |= {call.id: call for call in message.calls}
+        yield _without_calls(message) if message.calls else message
     if results:
-        yield _results(results)
+        yield _results(results, called, question)
 
 
-def _results(results: list[Message]) -> Message:
-    text = "\n".join(f"<tool_response>\n{result.text}\n</tool_response>" for result in results)
-    return Message("user", (TextPart(text), *(image for result in results for image in _images(result))))
+def _results(results: list[Message], called: dict[str | None, PastCall], question: str) -> Message:
+    parts = [f"{_name(called.get(result.tool_call_id), result.name)} gave:\n{result.text}" for result in results]
+    if question:
+        parts.append(f"Answer with this: {question}")
+    return Message("user", (TextPart("\n\n".join(parts)), *(image for result in results for image in _images(result))))
+
+
+def _name(call: PastCall | None, name: str | None) -> str:
+    """Arguments go in as the model wrote them, even where they are no JSON."""
+    return f"{call.name}({call.arguments.strip()})" if call is not None else name or "The function"
 
 
 def _images(message: Message) -> tuple[ImagePart, ...]:
     return tuple(part for part in message.parts if isinstance(part, ImagePart))
 
 
-def _with_calls_as_text(message: Message) -> Message:
-    calls = "\n".join(f"<tool_call>\n{_call(call)}\n</tool_call>" for call in message.calls)
-    text = f"{message.text}\n{calls}" if message.text else calls
-    return replace(message, parts=(TextPart(text), *_images(message)), calls=())
-
-
-def _call(call: PastCall) -> str:
-    """Arguments go in as the model wrote them, even where they are no JSON."""
-    return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {call.arguments.strip() or "{}"}}}'
+def _without_calls(message: Message) -> Message:
+    return replace(message, parts=(TextPart(message.text or LOOKING), *_images(message)), calls=())
