@@ -54,9 +54,9 @@ LOOKING: Final = "Let me see."
 def plain(messages: tuple[Message, ...]) -> Iterator[Message]:
     """The conversation for a template that knows neither calls nor results: both become text of the user's next message.
 
-    No call stands in the assistant's own words: a small model copies those, and then answers with a call in text. The question comes
-    again behind the results, which may be long. Measured on SmolLM2 (docs/decisions/function-calling.md). Results in a row become
-    one message, as many templates want user and assistant to alternate. Images stay, behind the text of their message.
+    No call stands in the assistant's own words: a small model copies those, and then answers with a call in text. The question
+    comes again behind the results, which may be long. Measured on SmolLM2 (docs/decisions/function-calling.md). Results in a row
+    become one message, as many templates want user and assistant to alternate. Images stay, behind the text of their message.
     """
     question = ""
     called: dict[str | None, PastCall] = {}
