@@ -180,7 +180,7 @@ def loop_row(rounds: int) -> list[str]:
 
 async def _answer_ms(turns: int) -> float:
     calls = [
-        (ToolCall(f"call_{number}", "nothing", "{}"), TurnEnded(("tool_calls",), Usage(10, 1)))
+        (ToolCall(f"call_{number}", "nothing", f'{{"n":{number}}}'), TurnEnded(("tool_calls",), Usage(10, 1)))
         for number in range(turns)
     ]
     engine = ScriptedEngine(*calls, (TextDelta("done"), TurnEnded(("stop",), Usage(10, 1))))
@@ -191,7 +191,10 @@ async def _answer_ms(turns: int) -> float:
     async with aclosing(loop.run(asked, engine, box)) as events:
         async for _ in events:
             pass
-    return (time.perf_counter() - began) * 1_000
+    taken = (time.perf_counter() - began) * 1_000
+    if len(engine.turns) != turns + 1:
+        raise BenchError(f"the loop made {len(engine.turns)} turns instead of {turns + 1}")
+    return taken
 
 
 # ---------------------------------------------------------------------------------------------- many at a time
