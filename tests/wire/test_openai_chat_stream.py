@@ -130,7 +130,8 @@ def test_what_is_rendered_is_read_back_in_any_cut(said: list[TextDelta], data: s
     # calls are complete only when their choice ends, so they come after everything else
     calls = [event for event in said if isinstance(event, ToolCall)]
     rest = [event for event in said if not isinstance(event, ToolCall)]
-    assert _joined(seen) == [*_joined(rest), *calls, TurnEnded(("stop",), Usage(9, 8, 7, 6))]
+    reason = "tool_calls" if calls else "stop"  # an answer with calls ends with them, whatever its engine says
+    assert _joined(seen) == [*_joined(rest), *calls, TurnEnded((reason,), Usage(9, 8, 7, 6))]
 
 
 def _joined(events: list[Any]) -> list[Any]:
