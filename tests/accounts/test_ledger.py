@@ -123,6 +123,56 @@ def test_an_amount_that_is_none(store: Store, ticks: int) -> None:
     assert balance(store) == Balance("team")
 
 
+def test_a_payment_that_comes_again_is_the_first_one(store: Store) -> None:
+    first = store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US, note="card", id="order 17")
+    again = store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US + 9, id="order 17")
+    assert again == first
+    assert balance(store).prepaid == 5
+
+
+@pytest.mark.parametrize("changes", [{"team_id": "other"}, {"ticks": 6}])
+def test_the_id_of_another_payment_is_refused_and_not_taken_for_done(store: Store, changes: dict[str, object]) -> None:
+    """The answer said that the credit was added, and it was not."""
+    payment: dict[str, object] = {"team_id": "team", "ticks": 5, "now_us": NOW_US, "id": "order 17"}
+    store.transact(credits.add, **payment)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="another payment"):
+        store.transact(credits.add, **payment | changes)  # type: ignore[arg-type]
+    assert (balance(store).prepaid, balance(store, "other").prepaid) == (5, 0)
+
+
+@pytest.mark.parametrize("id", ["", "x" * 101, f"grant:team:{ledger.next_month(MONTH)}", f"expiry:team:{MONTH}"])
+def test_a_payment_takes_no_id_that_the_ledger_needs(store: Store, id: str) -> None:
+    """A payment with the id of next month's grant kept that grant away."""
+    grant(store, 7)
+    with pytest.raises(BadRequest):
+        store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US, id=id)
+    grant(store, 7, NEXT_US)
+    assert balance(store).grant == 7
+    in_order(store)
+
+
+def test_an_account_that_would_not_fit_into_the_stores_integers(store: Store) -> None:
+    """SQLite went on in floating point, and PostgreSQL refused the statement."""
+    store.transact(credits.add, team_id="team", ticks=ledger.TICKS_MAX, now_us=NOW_US)
+    with pytest.raises(BadRequest, match="at most"):
+        store.transact(credits.add, team_id="team", ticks=1, now_us=NOW_US)
+    assert balance(store).prepaid == ledger.TICKS_MAX
+    in_order(store)
+
+
+def test_what_a_grant_that_expired_covered_is_not_refunded(store: Store) -> None:
+    """5 granted last month and 10 prepaid; 8 are set aside. Only 2 can go back, as the grant is over."""
+    grant(store, 5)
+    grant(store, 0)
+    store.transact(credits.add, team_id="team", ticks=10, now_us=NOW_US)
+    terms = {"fresh": True, "least": 8, "wanted": 8, "terms": Terms(), "now_us": NEXT_US - 1, "lease_us": 10 * DAY_US}
+    store.transact(credits.take, reserve_id="one", team_id="team", gateway="g", **terms)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="Only"):
+        store.transact(credits.refund, team_id="team", ticks=3, now_us=NEXT_US)
+    store.transact(credits.refund, team_id="team", ticks=2, now_us=NEXT_US)
+    assert (balance(store).prepaid, balance(store).grant) == (8, 0)
+
+
 def test_the_store_itself_refuses_transfers_of_nothing(store: Store) -> None:
     def insert(conn: Connection, **changes: object) -> None:
         good = Transfer("x", "team", "cash", "prepaid", 1, "purchase", NOW_US)._asdict()
