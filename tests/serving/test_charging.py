@@ -244,6 +244,28 @@ async def test_a_hidden_prompt_is_learnt(store: Store) -> None:
         assert (await made.left())[0] >= 0
 
 
+async def test_a_fallback_that_reads_more_is_held_for(store: Store) -> None:
+    """The ceiling was cut to the first engine's window. The fallback answered beyond it, and the team owed what it may not owe."""
+    small = ScriptedEngine([EngineUnavailable("away")], name="small", weights=Weights("s", "fp_0000000001", 20))
+    large = ScriptedEngine(
+        [TextDelta("a"), TurnEnded(("stop",), Usage(50, 2, 0))],
+        name="large",
+        weights=Weights("l", "fp_0000000002", 1000),
+    )
+    async with bench(store, engine=small) as made:
+        [model] = made.pipeline.catalogue
+        made.pipeline.catalogue = Catalogue.of([replace(model, fallback=("large",))])
+        made.pipeline.engines = {**made.pipeline.engines, "large": Served(large, Admission("large", None, 5))}
+        made.add(20 * 3 + 10 * 5)
+        with pytest.raises(OutOfCredit):
+            await made.run()
+        made.add(10_000)
+        await asyncio.sleep(0.25)  # a refusal is believed for 0.2 s
+        await made.run(request_id="r2")
+        [row] = made.log.rows
+        assert row.drawn_ticks == row.cost_in_usd_ticks == 50 * 3 + 2 * 5
+
+
 async def test_a_team_of_no_known_tier_is_refused(store: Store) -> None:
     async with bench(store) as made:
         with pytest.raises(NotAllowed):
