@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import credits, ledger, tables, usage
+from jubal.accounts import credits, keys, ledger, tables, usage
 from jubal.accounts.credits import Terms
 from jubal.accounts.ledger import ACCOUNTS, Balance, Transfer, Used
 from jubal.accounts.store import GroupCommit, Store
 from jubal.accounts.usage import UsageRow
 from jubal.core.errors import BadRequest
+from jubal.records import deferred
 from tests.accounts.conftest import NOW_US, usage_row
 
 DAY_US = 86_400 * 1_000_000
@@ -359,6 +360,58 @@ def test_what_was_used_before_there_was_a_ledger_is_owed(url: str) -> None:
         assert store.transact(credits.charge_missing) == 1
         assert store.transact(credits.charge_missing) == 0
         in_order(store)
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
+def test_a_store_of_any_release_before_goes_on_with_its_data(url: str, revision: str) -> None:
+    """Team, key, usage and a job that waits are written as that release had its tables; then this release opens it."""
+    with Store.open(url) as store:
+        store.transact(migrate, revision)
+        store.transact(fill_old)
+        if revision >= "0002":
+            store.transact(defer_old)
+    with Store.open(url) as store:
+        [key] = store.read(keys.listing)
+        assert (key.id, key.team_id) == ("key", "old")
+        [used] = store.read(usage.listing)
+        assert (used.request_id, used.cost_in_usd_ticks, used.tools) == ("was", 30, None)
+        if revision < "0004":
+            assert balance(store, "old").receivable == -30
+        else:
+            assert store.transact(credits.charge_missing) == 1
+        store.transact(usage.record, [row("is", 5, team_id="old", key_id="key")])
+        assert balance(store, "old").revenue == 35
+        in_order(store)
+        claim = {"jobs_max": 5, "lease": "l", "lease_us": 1, "now_us": NOW_US}
+        jobs = store.transact(deferred.claim, dialects=["chat"], **claim)  # type: ignore[arg-type]
+        assert [(job.request_id, job.dialect) for job in jobs] == ([("later", "chat")] if revision >= "0002" else [])
+
+
+def fill_old(conn: Connection) -> None:
+    """With the columns that every release has had."""
+    conn.exec_driver_sql(
+        "INSERT INTO teams (id, name, created_us, blocked, prepaid, tier) VALUES ('old', 'old', 1, false, false, 'standard')"
+    )
+    conn.exec_driver_sql(
+        "INSERT INTO api_keys (id, team_id, name, digest, redacted, acls, management, disabled, blocked, user_id, created_us, modified_us, modified_by) "
+        "VALUES ('key', 'old', 'k', 'd', 'xai-...', '[\"api-key:model:*\", \"api-key:endpoint:*\"]', false, false, false, 'me', 1, 1, 'me')"
+    )
+    conn.exec_driver_sql(
+        "INSERT INTO usage (request_id, created_us, team_id, key_id, endpoint, model, engine, weights, status, stream, "
+        "prompt_tokens, completion_tokens, reasoning_tokens, cost_in_usd_ticks, latency_us, estimated) "
+        f"VALUES ('was', {NOW_US}, 'old', 'key', 'chat', 'grok-4', 'e', 'w', 'ok', false, 5, 5, 0, 30, 9, false)"
+    )
+
+
+def defer_old(conn: Connection) -> None:
+    body = tables.deferred.c.body
+    old = sa.table("deferred", *(sa.column(c.name, c.type) for c in tables.deferred.c if c.name != "dialect"))
+    conn.execute(
+        old.insert().values(
+            request_id="later", team_id="old", key_id="key", body=sa.literal(b"{}", body.type), state="pending",
+            created_us=NOW_US, expires_us=NOW_US + DAY_US, lease_until_us=0, attempts=0,
+        )
+    )  # fmt: skip
 
 
 def migrate(conn: Connection, revision: str) -> None:
