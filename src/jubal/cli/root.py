@@ -60,7 +60,8 @@ class Root(TyperGroup):
         except ConfigError as error:
             raise complain(str(error), code=2) from None
         except JubalError as error:
-            raise complain(f"{error.message} {STORE_MENDS.get(error.code or '', '')}") from None
+            mend = STORE_MENDS.get(error.code or "")
+            raise complain(f"{error.message.rstrip('.')}. {mend}" if mend else error.message) from None
         except CommandError as error:
             raise complain(str(error)) from None
         except KeyboardInterrupt:
