@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -343,8 +343,10 @@ def _read(file: Path) -> _File:
         text = file.read_text("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file. Name another with --config or $JUBAL_CONFIG.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: can't be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: can't be read: it is not UTF-8 at byte {error.start}.") from error
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -362,6 +364,8 @@ def _say(complaint: str, tree: dict[str, Any]) -> str:
     if what.startswith("Object contains unknown field"):
         field = what.split("`")[1]
         return f"{key + '.' if key else ''}{field}: unknown key. {_known(key)}"
+    if what.startswith("Invalid enum value") and (names := _names(key)):
+        return f"{key}: expected {' or '.join(names)}, got {what.removeprefix('Invalid enum value ')}"
     return f"{key or 'top level'}: {what[0].lower()}{what[1:]}"
 
 
@@ -375,6 +379,25 @@ def _resolve(where: str, tree: dict[str, Any]) -> str:
 
 
 def _known(key: str) -> str:
+    table = _table(key)
+    return f"Known keys: {', '.join(table.__struct_fields__)}." if table else ""
+
+
+def _names(key: str) -> list[str]:
+    """The names that a key takes, where it takes names only."""
+    above, _, field = key.partition("[")[0].rpartition(".")
+    table = _table(above)
+    return _literals(get_type_hints(table).get(field)) if table else []
+
+
+def _literals(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return [f"`{name}`" for name in get_args(hint)]
+    return [name for part in get_args(hint) for name in _literals(part)]
+
+
+def _table(key: str) -> Any:
+    """The struct of the table at a key; None for what is no table."""
     table: Any = {
         "": _File, "server": Server, "store": Store, "limits": Limits, "usage": Usage, "fetch": Fetch, "tools": Tools,
         "cache": Cache,
@@ -386,7 +409,7 @@ def _known(key: str) -> str:
         table = ModelPrice
     if key.endswith(".long_context"):
         table = LongContext
-    return f"Known keys: {', '.join(table.__struct_fields__)}." if table else ""
+    return table
 
 
 def _check_engines(settings: Settings, file: Path) -> None:

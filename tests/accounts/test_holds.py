@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from sqlalchemy.engine import Connection
 
 from jubal.accounts import credits, usage
 from jubal.accounts.credits import Standing, Terms
@@ -147,6 +150,38 @@ async def test_many_who_come_at_once_share_trips(sqlite_store: Store, clock: Clo
         holds = await asyncio.gather(*(one.hold(100) for _ in range(100)))
         assert len(holds) == 100
         assert len(takes) == 1
+
+
+async def test_who_leaves_in_the_first_trip_disturbs_nobody(url: str, clock: Clock) -> None:
+    """The trip goes on without its request. The next one of the team must not begin a second one for the same new reserve."""
+    with Store.open(url) as store:
+        add(store, 8_000)
+        async with gateway(store, clock) as one:
+            entered, go_on = threading.Event(), threading.Event()
+
+            def slowly(conn: Connection) -> None:
+                entered.set()
+                go_on.wait(10)
+
+            real = store.run
+
+            async def run(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+                if fn is credits.take:
+                    await real(slowly)
+                return await real(fn, *args, **kwargs)
+
+            store.run = run  # type: ignore[method-assign]
+            first = asyncio.ensure_future(one.hold(100))
+            await asyncio.to_thread(entered.wait, 10)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            second = asyncio.ensure_future(one.hold(100))
+            await asyncio.sleep(0)
+            go_on.set()
+            assert (await second).ticks == 100
+            one.credit.release(await second)
+            assert standing(store, clock).reserved == 1_000, "one trip was enough for both"
+        assert standing(store, clock).reserved == 0
 
 
 async def test_idle_credit_goes_to_the_gateway_that_needs_it(url: str, clock: Clock) -> None:

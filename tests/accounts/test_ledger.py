@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import credits, ledger, tables, usage
+from jubal.accounts import credits, keys, ledger, tables, usage
 from jubal.accounts.credits import Terms
 from jubal.accounts.ledger import ACCOUNTS, Balance, Transfer, Used
 from jubal.accounts.store import GroupCommit, Store
 from jubal.accounts.usage import UsageRow
 from jubal.core.errors import BadRequest
+from jubal.records import deferred
 from tests.accounts.conftest import NOW_US, usage_row
 
 DAY_US = 86_400 * 1_000_000
@@ -121,6 +122,56 @@ def test_an_amount_that_is_none(store: Store, ticks: int) -> None:
     with pytest.raises(BadRequest):
         store.transact(credits.add, team_id="team", ticks=ticks, now_us=NOW_US)
     assert balance(store) == Balance("team")
+
+
+def test_a_payment_that_comes_again_is_the_first_one(store: Store) -> None:
+    first = store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US, note="card", id="order 17")
+    again = store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US + 9, id="order 17")
+    assert again == first
+    assert balance(store).prepaid == 5
+
+
+@pytest.mark.parametrize("changes", [{"team_id": "other"}, {"ticks": 6}])
+def test_the_id_of_another_payment_is_refused_and_not_taken_for_done(store: Store, changes: dict[str, object]) -> None:
+    """The answer said that the credit was added, and it was not."""
+    payment: dict[str, object] = {"team_id": "team", "ticks": 5, "now_us": NOW_US, "id": "order 17"}
+    store.transact(credits.add, **payment)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="another payment"):
+        store.transact(credits.add, **payment | changes)  # type: ignore[arg-type]
+    assert (balance(store).prepaid, balance(store, "other").prepaid) == (5, 0)
+
+
+@pytest.mark.parametrize("id", ["", "x" * 101, f"grant:team:{ledger.next_month(MONTH)}", f"expiry:team:{MONTH}"])
+def test_a_payment_takes_no_id_that_the_ledger_needs(store: Store, id: str) -> None:
+    """A payment with the id of next month's grant kept that grant away."""
+    grant(store, 7)
+    with pytest.raises(BadRequest):
+        store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US, id=id)
+    grant(store, 7, NEXT_US)
+    assert balance(store).grant == 7
+    in_order(store)
+
+
+def test_an_account_that_would_not_fit_into_the_stores_integers(store: Store) -> None:
+    """SQLite went on in floating point, and PostgreSQL refused the statement."""
+    store.transact(credits.add, team_id="team", ticks=ledger.TICKS_MAX, now_us=NOW_US)
+    with pytest.raises(BadRequest, match="at most"):
+        store.transact(credits.add, team_id="team", ticks=1, now_us=NOW_US)
+    assert balance(store).prepaid == ledger.TICKS_MAX
+    in_order(store)
+
+
+def test_what_a_grant_that_expired_covered_is_not_refunded(store: Store) -> None:
+    """5 granted last month and 10 prepaid; 8 are set aside. Only 2 can go back, as the grant is over."""
+    grant(store, 5)
+    grant(store, 0)
+    store.transact(credits.add, team_id="team", ticks=10, now_us=NOW_US)
+    terms = {"fresh": True, "least": 8, "wanted": 8, "terms": Terms(), "now_us": NEXT_US - 1, "lease_us": 10 * DAY_US}
+    store.transact(credits.take, reserve_id="one", team_id="team", gateway="g", **terms)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="Only"):
+        store.transact(credits.refund, team_id="team", ticks=3, now_us=NEXT_US)
+    store.transact(credits.refund, team_id="team", ticks=2, now_us=NEXT_US)
+    assert (balance(store).prepaid, balance(store).grant) == (8, 0)
 
 
 def test_the_store_itself_refuses_transfers_of_nothing(store: Store) -> None:
@@ -309,6 +360,58 @@ def test_what_was_used_before_there_was_a_ledger_is_owed(url: str) -> None:
         assert store.transact(credits.charge_missing) == 1
         assert store.transact(credits.charge_missing) == 0
         in_order(store)
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
+def test_a_store_of_any_release_before_goes_on_with_its_data(url: str, revision: str) -> None:
+    """Team, key, usage and a job that waits are written as that release had its tables; then this release opens it."""
+    with Store.open(url) as store:
+        store.transact(migrate, revision)
+        store.transact(fill_old)
+        if revision >= "0002":
+            store.transact(defer_old)
+    with Store.open(url) as store:
+        [key] = store.read(keys.listing)
+        assert (key.id, key.team_id) == ("key", "old")
+        [used] = store.read(usage.listing)
+        assert (used.request_id, used.cost_in_usd_ticks, used.tools) == ("was", 30, None)
+        if revision < "0004":
+            assert balance(store, "old").receivable == -30
+        else:
+            assert store.transact(credits.charge_missing) == 1
+        store.transact(usage.record, [row("is", 5, team_id="old", key_id="key")])
+        assert balance(store, "old").revenue == 35
+        in_order(store)
+        claim = {"jobs_max": 5, "lease": "l", "lease_us": 1, "now_us": NOW_US}
+        jobs = store.transact(deferred.claim, dialects=["chat"], **claim)  # type: ignore[arg-type]
+        assert [(job.request_id, job.dialect) for job in jobs] == ([("later", "chat")] if revision >= "0002" else [])
+
+
+def fill_old(conn: Connection) -> None:
+    """With the columns that every release has had."""
+    conn.exec_driver_sql(
+        "INSERT INTO teams (id, name, created_us, blocked, prepaid, tier) VALUES ('old', 'old', 1, false, false, 'standard')"
+    )
+    conn.exec_driver_sql(
+        "INSERT INTO api_keys (id, team_id, name, digest, redacted, acls, management, disabled, blocked, user_id, created_us, modified_us, modified_by) "
+        "VALUES ('key', 'old', 'k', 'd', 'xai-...', '[\"api-key:model:*\", \"api-key:endpoint:*\"]', false, false, false, 'me', 1, 1, 'me')"
+    )
+    conn.exec_driver_sql(
+        "INSERT INTO usage (request_id, created_us, team_id, key_id, endpoint, model, engine, weights, status, stream, "
+        "prompt_tokens, completion_tokens, reasoning_tokens, cost_in_usd_ticks, latency_us, estimated) "
+        f"VALUES ('was', {NOW_US}, 'old', 'key', 'chat', 'grok-4', 'e', 'w', 'ok', false, 5, 5, 0, 30, 9, false)"
+    )
+
+
+def defer_old(conn: Connection) -> None:
+    body = tables.deferred.c.body
+    old = sa.table("deferred", *(sa.column(c.name, c.type) for c in tables.deferred.c if c.name != "dialect"))
+    conn.execute(
+        old.insert().values(
+            request_id="later", team_id="old", key_id="key", body=sa.literal(b"{}", body.type), state="pending",
+            created_us=NOW_US, expires_us=NOW_US + DAY_US, lease_until_us=0, attempts=0,
+        )
+    )  # fmt: skip
 
 
 def migrate(conn: Connection, revision: str) -> None:

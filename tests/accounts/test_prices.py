@@ -109,7 +109,22 @@ def test_amounts_as_they_are_written(usd: str, ticks: int) -> None:
     assert exact_ticks(exact_usd(ticks)) == ticks
 
 
-@pytest.mark.parametrize("usd", ["", "five", "0.00000000001", "nan", "inf", "1e999999999"])
+@pytest.mark.parametrize(
+    "usd",
+    [
+        "",
+        "five",
+        "0.00000000001",
+        "nan",
+        "inf",
+        "1e999999999",
+        "1e5000",
+        "1e12",
+        "-1e5000",
+        "1.00000000000000000000000000001",
+        "0" * 51 + "1",
+    ],
+)
 def test_amounts_that_are_none(usd: str) -> None:
     with pytest.raises(ValueError, match="USD"):
         exact_ticks(usd)

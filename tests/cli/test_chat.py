@@ -132,6 +132,7 @@ def test_a_stream_that_fails(cli: Cli, fake: FakeServer, pieces: list[bytes], sa
     assert done.exit_code == 1
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+    assert done.stdout in ("", "a\n"), "what is said of it begins on a line of its own"
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'{"error": "no such page"}', b'{"error": {"message": "no such page"}}'])

@@ -57,6 +57,14 @@ def test_a_store_in_use(cli: Cli, echo_config: str) -> None:
     assert [team["name"] for team in cli.json("teams", "list")] == ["default"], "what it wrote is taken back"
 
 
+def test_in_a_home_that_is_a_file_no_store_is_made(cli: Cli) -> None:
+    """The home failed, and the store was fine «will be made»."""
+    cli.home.parent.mkdir(exist_ok=True)
+    cli.home.write_text("")
+    found = checks(cli)[1]
+    assert (found["home"]["status"], found["store"]["status"]) == ("fail", "fail")
+
+
 def test_a_damaged_store(cli: Cli, echo_config: str) -> None:
     cli.home.mkdir(mode=0o700)
     (cli.home / "jubal.db").write_bytes(b"no database" * 1000)

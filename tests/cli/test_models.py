@@ -171,9 +171,10 @@ def test_an_interrupted_download_is_resumed(cli: Cli, slow_file: SlowFile, tmp_p
     """By Ctrl-C, in `jubal models pull` and at the first `jubal serve` alike."""
     config = tmp_path / "jubal.toml"
     config.write_text(f'[engines.local]\nkind = "llama"\nmodel = "{slow_file.url}"\n')
-    args = {"pull": ["models", "pull", slow_file.url], "serve": ["serve", "--port", "0", "--config", str(config)]}[
-        command
-    ]
+    args = {
+        "pull": ["models", "pull", slow_file.url],
+        "serve": ["serve", "--port", "0", "--grpc-port", "0", "--config", str(config)],
+    }[command]
     with subprocess.Popen(
         [sys.executable, "-m", "jubal", *args],
         env=environment(cli.home),

@@ -86,6 +86,52 @@ def test_a_home_that_cannot_be_made(cli: Cli, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_home_that_is_a_file(cli: Cli, tmp_path: Path) -> None:
+    """It said «File exists», and not what to do; doctor found that the store «will be made» in it."""
+    (tmp_path / "file").write_text("")
+    done = cli("keys", "list", JUBAL_HOME=str(tmp_path / "file"))
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "Set $JUBAL_HOME" in done.stderr
+
+
+def test_a_fault_of_our_own_is_one_line(tmp_path: Path) -> None:
+    code = """
+import jubal.cli.root as root
+def app(prog_name): raise KeyError("xai-secret")
+root.app = app
+from jubal.cli import main
+main()
+"""
+
+    def run(**extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path) | extra, timeout=30
+        )
+
+    done = run()
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "fault of Jubal's own (KeyError)" in done.stderr
+    assert "secret" not in done.stderr
+    assert "Traceback" in run(JUBAL_TRACEBACK="1").stderr
+
+
+@pytest.mark.parametrize("usd", ["1e5000", "-1e5000", "1e400", "900000000", "1.00000000000000000000000000001"])
+def test_amounts_that_no_ledger_holds(cli: Cli, usd: str) -> None:
+    """Some ended in a traceback, one was taken for 1 USD."""
+    cli("teams", "create", "--name", "t")
+    done = cli("credits", "add", "--team", "t", "--usd", usd)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("jubal: ")
+
+
+def test_a_damaged_store_says_what_to_do(cli: Cli) -> None:
+    assert cli("keys", "list").exit_code == 0
+    (cli.home / "jubal.db").write_bytes(b"no database at all " * 100)
+    done = cli("keys", "list")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "jubal doctor" in done.stderr
+
+
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

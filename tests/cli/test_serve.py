@@ -33,7 +33,7 @@ class Serving:
         self.err = home.parent / "err"
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jubal", "serve", "--config", str(file), *args],
+                [sys.executable, "-m", "jubal", "serve", "--grpc-port", "0", "--config", str(file), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -151,7 +151,7 @@ def test_a_port_that_is_taken(home: Path, tmp_path: Path) -> None:
 
 
 def test_an_address_of_another_machine(cli: Cli) -> None:
-    done = cli("serve", "--host", "192.0.2.1", "--port", "0")
+    done = cli("serve", "--grpc-port", "0", "--host", "192.0.2.1", "--port", "0")
     assert done.exit_code == 1
     assert "192.0.2.1" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -167,7 +167,7 @@ def test_open_to_other_machines(home: Path) -> None:
 def test_an_engine_without_its_key_stops_the_start(home: Path, cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "jubal.toml"
     file.write_text('[engines.xai]\nkind = "xai"\n[models."grok-4"]\nengine = "xai"\n')
-    done = cli("serve", "--config", str(file), "--port", "0")
+    done = cli("serve", "--grpc-port", "0", "--config", str(file), "--port", "0")
     assert done.exit_code == 2
     assert "engines.xai.api_key_env" in done.stderr
     assert not (cli.home / "first-key").exists()
@@ -176,7 +176,7 @@ def test_an_engine_without_its_key_stops_the_start(home: Path, cli: Cli, tmp_pat
 def test_more_workers_are_not_pretended(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "jubal.toml"
     file.write_text("[server]\nworkers = 4\n")
-    done = cli("serve", "--config", str(file), "--port", "0")
+    done = cli("serve", "--grpc-port", "0", "--config", str(file), "--port", "0")
     assert done.exit_code == 2
     assert f"{file}: server.workers: " in done.stderr
 
@@ -195,7 +195,7 @@ def test_an_engine_that_fails_is_not_called_ready(home: Path, tmp_path: Path) ->
 def test_a_model_file_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "jubal.toml"
     file.write_text('[engines.local]\nkind = "llama"\nmodel = "/nowhere/tiny.gguf"\n')
-    done = cli("serve", "--config", str(file), "--port", "0")
+    done = cli("serve", "--grpc-port", "0", "--config", str(file), "--port", "0")
     assert done.exit_code == 1
     assert done.stderr.startswith("jubal: there is no model file `/nowhere/tiny.gguf`: let engines.local.model name")
     assert done.stderr.count("\n") == 1
@@ -207,7 +207,7 @@ def test_a_projector_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
     file.write_text(
         f'[engines.local]\nkind = "llama"\nmodel = "{tmp_path / "tiny.gguf"}"\nmmproj = "/nowhere/eye.gguf"\n'
     )
-    done = cli("serve", "--config", str(file), "--port", "0")
+    done = cli("serve", "--grpc-port", "0", "--config", str(file), "--port", "0")
     assert done.exit_code == 1
     assert done.stderr.startswith("jubal: there is no model file `/nowhere/eye.gguf`: let engines.local.mmproj name")
 
@@ -229,7 +229,18 @@ def test_a_reader_that_leaves_does_not_stop_it(home: Path) -> None:
     port = free_port()
     home.mkdir()
     (home / "jubal.toml").write_text(ECHO)
-    args = [sys.executable, "-m", "jubal", "serve", "--config", str(home / "jubal.toml"), "--port", str(port)]
+    args = [
+        sys.executable,
+        "-m",
+        "jubal",
+        "serve",
+        "--grpc-port",
+        "0",
+        "--config",
+        str(home / "jubal.toml"),
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(home))
     try:
         assert process.stdout is not None

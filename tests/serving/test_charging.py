@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jubal.accounts import credits, usage
+from jubal.accounts import credits, ledger, usage
 from jubal.accounts.acl import EVERYTHING, Acl
 from jubal.accounts.holds import Credit
 from jubal.accounts.keys import Caller
@@ -198,6 +198,48 @@ async def test_a_client_that_leaves_while_it_is_charged(store: Store) -> None:
         assert credit in (10_000 - COST, 10_000)
 
 
+async def test_wherever_a_client_leaves_nothing_stays_held_and_nothing_is_charged_twice(store: Store) -> None:
+    """In the queue for credit, at the store, before the first piece, in a tool, in the second turn, while it is charged."""
+    price = replace(PRICE, tools=(("web_search", 1000),))
+    able = Weights("scripted", "fp_0000000000", 1_000_000, tools=True)
+    calls: tuple[Step, ...] = (
+        TextDelta("a"),
+        ToolCall("1", "web_search", "{}"),
+        TurnEnded(("tool_calls",), Usage(9, 2, 0)),
+    )
+    asked = replace(ASKED, tools=Tools(server=(WebSearch(),)))
+    ends = set()
+    for turns in range(60):
+        async with bench(store, engine=ScriptedEngine(calls, GOOD, calls, GOOD, weights=able)) as made:
+            family = ScriptedTools({"web_search": ToolOutput("found")})
+            made.pipeline.toolbox = Toolbox({family.kind: family})
+            [model] = made.pipeline.catalogue
+            made.pipeline.catalogue = Catalogue.of([replace(model, price=price)])
+            made.pipeline._usage = made.log.group
+            made.add(100_000)
+            if turns % 2:  # then what it is held in is there already, and no thread has a say in where it leaves
+                await made.run(asked=asked, request_id=f"warm{turns}")
+            before = store.read(ledger.read, "team").credit
+            task = asyncio.create_task(made.run(asked=asked, request_id=f"r{turns}"))
+            for _ in range(turns % 40):
+                # A turn of the loop reaches every step between two waits; now and then the store's threads get time too.
+                await asyncio.sleep(0.001 if turns >= 40 and turns % 4 == 0 else 0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await made.pipeline.drain()
+            await made.log.group.drain()
+            await made.credit._trip_ended("team")
+            assert not made.credit._open.get("team")
+            rows = [row for row in store.read(usage.listing) if row.request_id == f"r{turns}"]
+            assert len(rows) <= 1
+            cost = sum(row.cost_in_usd_ticks for row in rows)
+            ends.add(rows[0].status if rows else "nothing")
+            assert await made.left() == (before - cost, 0)
+    assert "nothing" in ends, "some left before any work"
+    assert "cancelled" in ends, "and some after it began"
+
+
 async def test_calls_of_server_tools_that_went_well_are_charged(store: Store) -> None:
     turns: tuple[tuple[Step, ...], ...] = (
         (
@@ -242,6 +284,28 @@ async def test_a_hidden_prompt_is_learnt(store: Store) -> None:
         await asyncio.sleep(0.25)  # a refusal is believed for 0.2 s
         await made.run(request_id="r3")
         assert (await made.left())[0] >= 0
+
+
+async def test_a_fallback_that_reads_more_is_held_for(store: Store) -> None:
+    """The ceiling was cut to the first engine's window. The fallback answered beyond it, and the team owed what it may not owe."""
+    small = ScriptedEngine([EngineUnavailable("away")], name="small", weights=Weights("s", "fp_0000000001", 20))
+    large = ScriptedEngine(
+        [TextDelta("a"), TurnEnded(("stop",), Usage(50, 2, 0))],
+        name="large",
+        weights=Weights("l", "fp_0000000002", 1000),
+    )
+    async with bench(store, engine=small) as made:
+        [model] = made.pipeline.catalogue
+        made.pipeline.catalogue = Catalogue.of([replace(model, fallback=("large",))])
+        made.pipeline.engines = {**made.pipeline.engines, "large": Served(large, Admission("large", None, 5))}
+        made.add(20 * 3 + 10 * 5)
+        with pytest.raises(OutOfCredit):
+            await made.run()
+        made.add(10_000)
+        await asyncio.sleep(0.25)  # a refusal is believed for 0.2 s
+        await made.run(request_id="r2")
+        [row] = made.log.rows
+        assert row.drawn_ticks == row.cost_in_usd_ticks == 50 * 3 + 2 * 5
 
 
 async def test_a_team_of_no_known_tier_is_refused(store: Store) -> None:

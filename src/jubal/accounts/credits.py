@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 8
 """A gateway takes one part in so many of what is there: few transactions while there is much, no hoarding near the end."""
+ID_CHARS_MAX: Final = 100
+OWN_IDS: Final = ("grant:", "expiry:")
+"""How ids begin that the ledger makes up beforehand: a payment with one of them would keep a team from its month's credit."""
 STUCK_AFTER_US: Final = 600 * 1_000_000
 """Gateways sweep what ran out every half a minute; what is there so long after is stuck."""
 
@@ -150,13 +153,22 @@ def _reserved(conn: Connection, team_id: str, now_us: int) -> int:
 def add(
     conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None, id: str | None = None
 ) -> Transfer:
-    """A team pays in advance. id: an idempotency key of the caller's; a second call with it changes nothing.
+    """A team pays in advance. id: an idempotency key of the caller's; a second call with it changes nothing, and returns the first.
 
-    Raises `BadRequest` for an amount that is none.
+    Raises `BadRequest` for an amount that is none, and for an id that is another transfer's.
     """
+    if id is not None and (not 0 < len(id) <= ID_CHARS_MAX or id.startswith(OWN_IDS)):
+        raise BadRequest(
+            f"The id of a payment has 1 to {ID_CHARS_MAX} characters, and does not begin with {' or '.join(OWN_IDS)}.",
+            param="id",
+        )
     paid = Transfer(id or f"purchase:{uuid.uuid4()}", team_id, "cash", "prepaid", ticks, "purchase", now_us, note)
-    ledger.post(conn, paid)
-    return paid
+    if ledger.post(conn, paid):
+        return paid
+    found = ledger.find(conn, paid.id)
+    if found is None or (found.team_id, found.kind, found.ticks) != (team_id, "purchase", ticks):
+        raise BadRequest(f"The id `{paid.id}` is that of another payment already.", param="id", code="id_taken")
+    return found
 
 
 def pay(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:
@@ -168,7 +180,8 @@ def pay(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | 
 
 def refund(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:
     """Prepaid credit goes back to the team. Raises `BadRequest` for more than is left and not set aside for requests."""
-    left = ledger.locked(conn, team_id)
+    # Turned first: what is left of last month's grant covers no reserve any more, so prepaid credit must.
+    left = ledger.turn_month(conn, ledger.locked(conn, team_id), ledger.month_of(now_us))
     free = min(left.prepaid, left.credit - _reserved(conn, team_id, now_us))
     if ticks > free:
         raise BadRequest(f"Only {exact_usd(max(0, free))} USD of prepaid credit can be refunded.", param="amount")

@@ -48,10 +48,20 @@ REFUSED_S: Final = 0.2
 """How long a refusal is believed: a team without credit that asks on and on must not keep the store busy."""
 
 
+def boot_s() -> float:
+    """Monotonic seconds in which a machine that sleeps grows older too: its leases do, as other gateways see them.
+
+    On Linux `time.monotonic` stands still meanwhile; on macOS CLOCK_MONOTONIC does not, and there is no other.
+    """
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class _Reserve:
     """Credit of one team, set aside by this gateway. free, held: ticks. safe_until_s: on our clock; nothing is held after it."""
 
-    __slots__ = ("free", "fresh", "held", "holds", "id", "retired", "safe_until_s", "taking", "team_id", "used_s")
+    __slots__ = (
+        "free", "fresh", "held", "holds", "id", "retired", "safe_until_s", "taking", "team_id", "trip", "used_s",
+    )  # fmt: skip
 
     def __init__(self, team_id: str, now_s: float) -> None:
         self.id = str(uuid.uuid4())
@@ -64,6 +74,7 @@ class _Reserve:
         self.retired = False
         self.fresh = True  # the store has never heard of it
         self.taking = 0
+        self.trip: asyncio.Future[int] | None = None  # the last way to the store, on which it is enlarged
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +109,7 @@ class Credit:
         idle_s: float = IDLE_S,
         tick_s: float = TICK_S,
         wait_s: float = WAIT_S,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boot_s,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._store = store
@@ -186,19 +197,27 @@ class Credit:
         One trip of a team at a time: whoever waited for it looks first at what it brought.
         """
         async with self._locks.setdefault(team_id, asyncio.Lock()):
+            await self._trip_ended(team_id)
             if (found := self.try_hold(team_id, wanted, request_id)) is not None:
                 return found, 0
             reserve = self._usable(team_id)
             available, known_until_s = self._refused.get(team_id, (0, 0.0))
             if self._clock() >= known_until_s or least - reserve.free <= available:
-                available = await asyncio.shield(
+                reserve.trip = asyncio.ensure_future(
                     self._take(reserve, terms, max(1, least - reserve.free), max(1, wanted - reserve.free))
                 )
+                available = await asyncio.shield(reserve.trip)
             # Requests on the fast path may have taken of it meanwhile, so this looks at it afresh.
             now = self._clock()
             if reserve.free >= least and not reserve.retired and now < reserve.safe_until_s:
                 return self._cut(reserve, min(wanted, reserve.free), request_id, now), 0
             return None, available + reserve.free
+
+    async def _trip_ended(self, team_id: str) -> None:
+        """Waits for a trip whose request has left, and with it the lock. Two at once would make the same reserve twice."""
+        reserve = self._reserves.get(team_id)
+        if reserve is not None and reserve.trip is not None and not reserve.trip.done():
+            await asyncio.wait({reserve.trip})
 
     async def _take(self, reserve: _Reserve, terms: Terms, least: int, wanted: int) -> int:
         """Enlarges a reserve, and returns what is available beside it. Runs to its end even if nobody waits for it any more."""

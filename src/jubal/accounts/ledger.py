@@ -29,6 +29,7 @@ from sqlalchemy.engine import Connection
 
 from jubal.accounts.tables import balances, transfers
 from jubal.core.errors import BadRequest
+from jubal.core.money import exact_usd
 
 Account: TypeAlias = Literal["grant", "prepaid", "receivable", "revenue", "cash", "promo"]
 Kind: TypeAlias = Literal["usage", "grant", "expiry", "purchase", "refund", "payment", "adjustment"]
@@ -37,6 +38,7 @@ ACCOUNTS: Final[tuple[Account, ...]] = ("grant", "prepaid", "receivable", "reven
 PAYS: Final[tuple[Account, ...]] = ("grant", "prepaid", "receivable")
 """Which account pays first (xai-api.md 21.3, "Credit order"). The last one takes any amount."""
 TICKS_MAX: Final = 2**62
+"""Of one transfer, and of an account before requests are charged to it: the store's integers have 63 bits."""
 
 
 class Transfer(NamedTuple):
@@ -88,16 +90,16 @@ class Balance:
 def post(conn: Connection, transfer: Transfer) -> bool:
     """Adds a transfer. False where there is one with its id already: then nothing changes.
 
-    Raises `BadRequest` where its ticks are not 1..2**62.
+    Raises `BadRequest` where its ticks are not 1..2**62, or an account would come to more.
     """
     if not 0 < transfer.ticks <= TICKS_MAX:
-        raise BadRequest(
-            f"An amount must be more than 0 and at most {TICKS_MAX} ticks; got {transfer.ticks}.", param="amount"
-        )
-    make_room(conn, transfer.team_id)
+        raise _too_much(f"An amount must be more than 0 and at most {exact_usd(TICKS_MAX)} USD")
+    before = locked(conn, transfer.team_id)
     adding = _insert(conn).values(transfer._asdict()).on_conflict_do_nothing().returning(transfers.c.id)
     if conn.execute(adding).first() is None:
         return False
+    if max(-getattr(before, transfer.debit), getattr(before, transfer.credit)) + transfer.ticks > TICKS_MAX:
+        raise _too_much(f"A team's account holds at most {exact_usd(TICKS_MAX)} USD")
     debit, credit = _column(transfer.debit), _column(transfer.credit)
     conn.execute(
         balances.update()
@@ -105,6 +107,10 @@ def post(conn: Connection, transfer: Transfer) -> bool:
         .values({debit: debit - transfer.ticks, credit: credit + transfer.ticks})
     )
     return True
+
+
+def _too_much(rule: str) -> BadRequest:
+    return BadRequest(f"{rule}.", param="amount")
 
 
 def post_usage(conn: Connection, used: Sequence[Used]) -> None:
@@ -277,6 +283,12 @@ def sums(conn: Connection, team_id: str, begin_us: int, end_us: int) -> dict[tup
         .group_by(transfers.c.kind, transfers.c.debit)
     )
     return {(kind, debit): int(ticks) for kind, debit, ticks in conn.execute(query)}
+
+
+def find(conn: Connection, transfer_id: str) -> Transfer | None:
+    """The transfer of this id, of whatever team."""
+    row = conn.execute(sa.select(transfers).where(transfers.c.id == transfer_id)).mappings().one_or_none()
+    return None if row is None else Transfer(**row)
 
 
 def _column(account: str) -> sa.Column[int]:

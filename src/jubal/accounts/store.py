@@ -626,4 +626,6 @@ def _reason(error: exc.SQLAlchemyError | sqlite3.Error) -> tuple[str, str] | Non
 def _first_line(error: BaseException) -> str:
     """What went wrong, without SQLAlchemy's frame around it."""
     cause = getattr(error, "orig", None) or error
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
-    """The `jubal` command."""
+    """The `jubal` command. A fault of ours is one line too; JUBAL_TRACEBACK=1 shows where, without locals, which may hold a key."""
     try:
         from jubal.cli.root import app  # inside: Ctrl-C during the imports is quiet too
 
         app(prog_name="jubal")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("JUBAL_TRACEBACK"):
+            raise
+        print(
+            f"jubal: this is a fault of Jubal's own ({type(error).__name__}). The same command with JUBAL_TRACEBACK=1 set shows "
+            "where; please report it with that.",
+            file=sys.stderr,
+        )
+        sys.exit(1)

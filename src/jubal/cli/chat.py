@@ -284,15 +284,17 @@ async def _print_answer(server: Server, talk: Talk) -> None:
     clean = printable if sys.stdout.isatty() else str
     last = "\n"
     reason = ""
-    async with aclosing(server.answer(talk)) as pieces:
-        async for piece in pieces:
-            if piece.kind == "text":
-                write(clean(piece.text))
-                last = piece.text
-            elif piece.kind == "end":
-                reason = piece.text
-    if not last.endswith("\n"):
-        write("\n")
+    try:
+        async with aclosing(server.answer(talk)) as pieces:
+            async for piece in pieces:
+                if piece.kind == "text":
+                    write(clean(piece.text))
+                    last = piece.text
+                elif piece.kind == "end":
+                    reason = piece.text
+    finally:  # an error, or the shell's prompt, begins on a line of its own
+        if not last.endswith("\n"):
+            write("\n")
     if reason == "length":
         print("jubal: the answer was cut at its token limit.", file=sys.stderr)
 

@@ -59,9 +59,18 @@ def complain(message: str, *, code: int = 1) -> typer.Exit:
 
 
 def make_home(settings: config.Settings) -> None:
-    """The home folder, closed to others where it is made here. One that exists stays as its owner wants it."""
-    if not settings.home.is_dir():
+    """The home folder, closed to others where it is made here. One that exists stays as its owner wants it.
+
+    Raises `CommandError`.
+    """
+    if settings.home.is_dir():
+        return
+    try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(
+            f"The folder {settings.home} can't be made: {error.strerror}. Set $JUBAL_HOME to one that you can write."
+        ) from None
 
 
 @contextmanager

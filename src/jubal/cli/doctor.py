@@ -155,7 +155,7 @@ def check_config(config_file: Path | None) -> tuple[Finding, config.Settings]:
 def check_home(home: Path) -> Finding:
     if not home.exists():
         parent = _nearest(home)
-        if not os.access(parent, os.W_OK):
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
             return Finding(
                 "home", "fail", f"{home} can't be made in {parent}", "set $JUBAL_HOME to a folder that you can write"
             )
@@ -328,7 +328,7 @@ def check_store(settings: config.Settings) -> Finding:
     file = _sqlite_file(settings.store_url)
     if file is not None and not file.exists():
         parent = _nearest(file.parent)
-        if os.access(parent, os.W_OK):
+        if parent.is_dir() and os.access(parent, os.W_OK):
             return Finding("store", "ok", f"{file} will be made")
         return Finding(
             "store", "fail", f"{file} can't be made in {parent}", "correct the folder's rights, or store.url"

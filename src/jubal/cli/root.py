@@ -37,10 +37,21 @@ from jubal.core.errors import JubalError
 INTERRUPTED: Final = 130
 READER_GONE: Final = 141
 
+STORE_MENDS: Final = {
+    "store_full": "Free some space on it.",
+    "store_read_only": "Correct its rights, or set $JUBAL_HOME to a folder that you can write.",
+    "store_damaged": "Restore a backup of it.",
+    "store_locked": "Try again, or end the program that holds it.",
+    "store_io": "Check the disk.",
+    "store_lost": "Check that its folder is there and yours.",
+    "store_not_opened": "`jubal doctor` looks for the reason.",
+    "store_unreachable": "Check store.url, and that PostgreSQL runs.",
+}
+"""What whoever is at this machine can do; the server's clients, who see the messages too, can't."""
+
 
 class Root(TyperGroup):
-    """Turns what a command raises into a message and an exit code. Anything unexpected stays a plain traceback: without
-    locals, which could hold a key."""
+    """Turns what a command raises into a message and an exit code. Anything unexpected is left to `jubal.cli.main`."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -49,7 +60,8 @@ class Root(TyperGroup):
         except ConfigError as error:
             raise complain(str(error), code=2) from None
         except JubalError as error:
-            raise complain(error.message) from None
+            mend = STORE_MENDS.get(error.code or "")
+            raise complain(f"{error.message.rstrip('.')}. {mend}" if mend else error.message) from None
         except CommandError as error:
             raise complain(str(error)) from None
         except KeyboardInterrupt:

@@ -144,6 +144,8 @@ def _grpc_place(settings: config.Settings) -> Place | None:
     server = settings.server
     if server.grpc_port == 0:
         return None
+    # Said before the library is loaded: it would print a line for every process that is started while it works.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     port = server.grpc_port or config.GRPC_PORT
     tls = _tls(settings)
     from jubal.serving.places import place

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Final, NamedTuple
 
 from jubal.core.usage import NOTHING, Usage
@@ -13,6 +13,10 @@ from jubal.core.usage import NOTHING, Usage
 TICKS_PER_USD = 10_000_000_000
 TICKS_PER_TOKEN_AT_1_USD_PER_MILLION = TICKS_PER_USD // 1_000_000
 BASIS_POINTS: Final = 10_000
+USD_CHARS_MAX: Final = 50
+USD_DIGITS_MAX: Final = 12
+_EXACT: Final = Context(prec=2 * USD_CHARS_MAX)
+"""The usual 28 digits would round what is too long, and take it for whole ticks."""
 
 TOOL_FEES: Final[tuple[tuple[str, int], ...]] = (
     ("web_search", 50_000_000),
@@ -33,12 +37,18 @@ def ticks_of_usd(usd: float) -> int:
 
 
 def exact_ticks(usd: str) -> int:
-    """`usd`, a decimal number, in ticks. Raises `ValueError` where it is none, or finer than a tick."""
+    """`usd`, a decimal number of at most `USD_CHARS_MAX` characters and below 1e12, in ticks.
+
+    Raises `ValueError` where it is none, or finer than a tick.
+    """
     try:
-        ticks = Decimal(usd) * TICKS_PER_USD
+        amount = Decimal(usd[: USD_CHARS_MAX + 1])
+        ticks = _EXACT.multiply(amount, Decimal(TICKS_PER_USD))
+        if len(usd) > USD_CHARS_MAX or amount.adjusted() > USD_DIGITS_MAX - 1:
+            raise ValueError("too large")
         whole = int(ticks)
     except (ArithmeticError, ValueError) as error:
-        raise ValueError(f"`{usd}` is not an amount of USD.") from error
+        raise ValueError(f"`{usd[:USD_CHARS_MAX]}` is not an amount of USD.") from error
     if whole != ticks:
         raise ValueError(f"`{usd}` USD is finer than a tick, which is 1e-10 USD.")
     return whole

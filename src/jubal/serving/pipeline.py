@@ -325,16 +325,21 @@ class Pipeline:
         self.charging.settled(held, 0)
 
     async def _hold(self, admitted: Admitted) -> tuple[Held, Generation]:
-        model, weights = admitted.model, self.weights(admitted.model)
-        windows = [window for window in (model.context, weights.context) if window is not None]
         return await self.charging.hold(
             admitted.caller,
-            model,
+            admitted.model,
             admitted.price,
             admitted.generation,
-            min(windows, default=None),
+            self._window(admitted.model),
             admitted.request_id,
         )
+
+    def _window(self, model: Model) -> int | None:
+        """Tokens that no request for a model can exceed, whichever of its engines answers. None: not known."""
+        held = [self.engines[name].engine.weights(model.upstream).context for name in (model.engine, *model.fallback)]
+        known = [window for window in held if window is not None]
+        windows = [max(known)] if len(known) == len(held) else []
+        return min((*windows, *(() if model.context is None else (model.context,))), default=None)
 
     def offers(self, kind: ModelKind) -> list[tuple[Model, Weights]]:
         """All models of a kind, each with what answers behind it."""
