@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ class Server:
     log: Path
     config: Path | None = None
     grpc_port: int = 0
+    tls: bool = False
     output: list[str] = field(default_factory=list)
 
     @property
@@ -62,7 +64,7 @@ class Server:
         timeout: float = 60,
     ) -> tuple[int, dict[str, str], Any]:
         """(status, headers with lower-case names, body decoded from JSON where it is JSON). key: "" for the server's own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = self._connection(timeout)
         sent = {"content-type": "application/json", **(headers or {})}
         if key is not None:
             sent["authorization"] = f"Bearer {key or self.key}"
@@ -77,6 +79,13 @@ class Server:
         if names.get("content-type", "").startswith("application/json") and data:
             return response.status, names, json.loads(data)
         return response.status, names, data
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        if not self.tls:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=anyone)
 
     def chat(self, body: dict[str, Any] | None = None, **fields: Any) -> tuple[int, dict[str, str], Any]:
         whole = {
@@ -153,7 +162,7 @@ def start(
             start_new_session=True,
         )
     chosen = int(process.args[process.args.index("--port") + 1])  # type: ignore[union-attr, index, arg-type]
-    server = Server(home, process, chosen, "", log, file, grpc_port)
+    server = Server(home, process, chosen, "", log, file, grpc_port, tls=config is not None and "tls_cert" in config)
     try:
         _until_answering(server, wait)
         server.key = (home / "first-key").read_text().strip() if (home / "first-key").exists() else ""

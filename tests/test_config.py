@@ -23,6 +23,16 @@ body_limit_mb = 8
 drain_s = 5
 trusted_proxies = ["10.0.0.0/8"]
 wrong_key_delay_s = 0
+tls_cert = "cert.pem"
+tls_key = "key.pem"
+cors_origins = ["https://app.example", "http://localhost:3000", "http://[::1]:3000"]
+access_log = true
+connections_max = 10
+keep_alive_s = 5
+header_timeout_s = 0.5
+body_timeout_s = 0.5
+body_bytes_per_s_min = 0
+write_timeout_s = 2
 [usage]
 retention_days = 30
 [store]
@@ -154,6 +164,13 @@ def test_the_environment_names_a_file_too_and_an_argument_wins(tmp_path: Path) -
         ("[server]\nport = 'x'\n", "server.port", "expected `int`"),
         ("[server]\nport = 70000\n", "server.port", "<= 65535"),
         ("[server]\nworkers = 0\n", "server.workers", ">= 1"),
+        ("[server]\ntls_cert = 'a'\n", "server.tls_key", "come together"),
+        ("[server]\ntls_key = 'a'\n", "server.tls_cert", "come together"),
+        ("[server]\ncors_origins = ['*']\n", "server.cors_origins", "wildcard"),
+        ("[server]\ncors_origins = ['https://app.example/']\n", "server.cors_origins", "without path"),
+        ("[server]\ncors_origins = ['https://*.example']\n", "server.cors_origins", "wildcard"),
+        ("[server]\ncors_origins = ['null']\n", "server.cors_origins", "got `null`"),
+        ("[server]\nconnections_max = 0\n", "server.connections_max", ">= 1"),
         ("server = 1\n", "server", "expected `object`"),
         ("[engines.box]\nkind = 'opnai'\n", "engines.box.kind", "expected `llama` or `openai` or `xai`"),
         ("[tools.web_search]\nprovider = 'gogle'\n", "tools.web_search.provider", "or `tavily`, got 'gogle'"),
@@ -203,6 +220,35 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_settings_can_be_printed_without_their_secrets(tmp_path: Path) -> None:
     assert "sk-secret" not in repr(load(tmp_path, EVERYTHING))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:hunter2@127.0.0.1:5432/jubal?password=hunter2", "postgresql://127.0.0.1:5432/jubal"),
+        ("postgresql:///jubal?host=/run&password=hunter2", "postgresql:///jubal"),
+        ("redis://:hunt@er2@127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("rediss://hunter2@cache.example", "rediss://cache.example"),
+        ("http://user:p/hunter2@box.example/v1", "http://box.example/v1"),
+        ("memory://", "memory://"),
+        ("postgresql://me:a?hunter2@127.0.0.1/jubal", "postgresql://…"),
+        ("postgresql://127.0.0.1/jubal?user=a@b&password=hunter2", "postgresql://…"),
+        ("redis:hunter2", "redis:…"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert config.without_secrets(url) == shown
+
+
+def test_tables_with_addresses_can_be_printed(tmp_path: Path) -> None:
+    secret = "hunter2"
+    engine = config.Engine(kind="openai", base_url=f"http://me:{secret}@127.0.0.1/v1", api_key=secret)
+    store = config.Store(url=f"postgresql://me:{secret}@127.0.0.1/jubal")
+    settings = config.Settings(
+        home=tmp_path, store=store, limits=config.Limits(url=f"redis://:{secret}@127.0.0.1"), engines={"box": engine}
+    )
+    assert secret not in repr(settings)
+    assert "127.0.0.1/jubal" in repr(settings)
 
 
 def test_a_key_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

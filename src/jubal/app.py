@@ -7,10 +7,12 @@ import gc
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 import structlog
@@ -34,11 +36,14 @@ from jubal.engines.base import Engine
 from jubal.engines.embedder import Embedder
 from jubal.records.sealing import FernetSealer
 from jubal.serving import health as health_of
+from jubal.serving.access import AccessLog
 from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
 from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import ResponseCache
 from jubal.serving.charging import Charging
+from jubal.serving.connection import Connection, Deadlines
+from jubal.serving.cors import Cors
 from jubal.serving.deferred import Deferred, KeptLine, Line, PlainLine
 from jubal.serving.door import Door, TrustedProxies
 from jubal.serving.http import DEFERRED_DIALECT, HttpApp
@@ -81,7 +86,6 @@ GRPC_DIALECT: Final = "xai_grpc"
 """The name in the store of what the gRPC API keeps."""
 DRAIN_GRACE_S: Final = 5.0
 """After the drain limit: for the answers that were ended to say so, and to be settled."""
-KEEP_ALIVE_S: Final = 75
 
 
 def engine_settings(settings: config.Settings, models: Catalogue) -> dict[str, config.Engine]:
@@ -373,6 +377,7 @@ class Jubal:
     watch: Watch
     door: Door
     http: HttpApp
+    tls: ssl.SSLContext | None = None
     memory: ModelMemory | None = None
     retention: Retention | None = None
     grpc: Place | None = None
@@ -439,6 +444,7 @@ class Jubal:
 
 def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     """Puts the parts together. Raises `ConfigError`, `StoreUnavailable`."""
+    tls = tls_context(settings)
     models = catalogue.build(settings)
     embedding_models = catalogue.embedding_models(settings)
     _check_one_ability(settings, models, embedding_models)
@@ -493,6 +499,8 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         mounts=(Own(store, door), Management(store, door, pipeline, Books(tiers))),
         health=lambda: health(pipeline),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
+        cors=Cors(settings.server.cors_origins) if settings.server.cors_origins else None,
+        access=AccessLog() if settings.server.access_log else None,
     )
     watch = upstreams.watch((*models, *embedding_models))
     days = settings.usage.retention_days
@@ -511,6 +519,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         watch,
         door,
         http,
+        tls,
         memory,
         retention,
     )
@@ -522,6 +531,48 @@ def trusted_proxies(settings: config.Settings) -> TrustedProxies:
         return TrustedProxies(settings.server.trusted_proxies)
     except ValueError as error:
         raise config.ConfigError(f"{settings.file}: server.trusted_proxies: {error}.") from None
+
+
+def tls_context(settings: config.Settings) -> ssl.SSLContext | None:
+    """For TLS 1.2 and later with the configured certificate; None without one. Raises `ConfigError` naming the file at fault."""
+    files = settings.tls_files
+    if files is None:
+        return None
+    for key, file in zip(("tls_cert", "tls_key"), files, strict=True):
+        try:
+            text = file.read_bytes()
+        except OSError as error:
+            raise config.ConfigError(
+                f"{settings.file}: server.{key}: {file} can't be read: {error.strerror}."
+            ) from None
+        if b"-----BEGIN " not in text:
+            raise config.ConfigError(f"{settings.file}: server.{key}: {file} is not a PEM file.")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(*files, password=_no_passphrase)
+    except (ssl.SSLError, OSError, _Encrypted) as error:
+        raise config.ConfigError(f"{settings.file}: server.tls_cert, server.tls_key: {_tls_fault(error)}") from None
+    return context
+
+
+class _Encrypted(Exception):
+    """The key has a passphrase. Without this, OpenSSL would ask for it on the terminal."""
+
+
+def _no_passphrase() -> str:
+    raise _Encrypted
+
+
+def _tls_fault(error: Exception) -> str:
+    match error:
+        case _Encrypted():
+            return "the key is encrypted; `openssl pkey -in KEY -out PLAIN` makes one that can be read without a passphrase."
+        case ssl.SSLError(reason="KEY_VALUES_MISMATCH"):
+            return "the key does not belong to the certificate."
+        case _:
+            return f"this is no certificate chain with its key: {getattr(error, 'reason', None) or error}."
 
 
 def _grpc_line(store: Store, sealer: FernetSealer) -> KeptLine:
@@ -574,6 +625,11 @@ def health(pipeline: Pipeline) -> tuple[int, bytes]:
 # ---------------------------------------------------------------------------------------------- the running server
 
 
+def _given(context: ssl.SSLContext, *_: object) -> ssl.SSLContext:
+    """uvicorn asks for a function that makes one; ours is made, and its errors told, before anything is started."""
+    return context
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its signal handling: ours settles accounts first and exits with 0."""
 
@@ -606,20 +662,30 @@ async def serve(
     on_ready is called when every engine is ready and requests are taken.
     """
     settings = jubal.settings.server
+    tls = jubal.tls
+    deadlines = Deadlines(
+        header_s=settings.header_timeout_s,
+        body_s=settings.body_timeout_s,
+        body_bytes_per_s_min=settings.body_bytes_per_s_min,
+        write_s=settings.write_timeout_s,
+        connections_max=settings.connections_max,
+    )
+    protocol = partial(Connection, deadlines=deadlines, new_id=jubal.pipeline.new_id)
     server = _Server(
         uvicorn.Config(
             jubal.http,
             loop="none",
-            http="httptools",
+            http=cast("type[asyncio.Protocol]", protocol),
+            ws="none",
+            ssl_context_factory=None if tls is None else partial(_given, tls),
             lifespan="off",
             access_log=False,
             log_config=None,
             server_header=False,
             proxy_headers=False,
             backlog=2048,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=int(settings.drain_s + DRAIN_GRACE_S),
-            h11_max_incomplete_event_size=64 << 10,
         )
     )
     loop = asyncio.get_running_loop()

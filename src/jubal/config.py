@@ -6,6 +6,7 @@ Others script against these names (docs/reference/configuration.md lists them al
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -24,18 +25,32 @@ class ConfigError(Exception):
     """The configuration can't be used. The message names the file, the key and what was expected."""
 
 
+def without_secrets(url: str) -> str:
+    """The address for people and logs: without user, password and query, any of which can be a secret."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url if ":" not in url else f"{scheme.split(':')[0]}:…"
+    shown, _, query = rest.partition("?")
+    if "@" in query:  # of a query, or of a password with a `?` in it
+        return f"{scheme}://…"
+    return f"{scheme}://{shown.rpartition('@')[2]}"
+
+
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A TOML table: unknown keys are an error."""
 
 
 class Server(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[server]. grpc_port: 0 for no gRPC; None: GRPC_PORT, where that is free. tls_cert, tls_key: PEM files, both or none.
+    """[server]. grpc_port: 0 for no gRPC; None: GRPC_PORT, where that is free.
 
     body_limit_mb: largest request body. drain_s: how long open requests may go on after SIGTERM.
 
     models_memory_mb: MiB that all local models together may take; None: no limit, all of them stay loaded.
     trusted_proxies: addresses or networks whose X-Forwarded-For is believed. wrong_key_delay_s: the longest that the answer to
     a wrong key is held back; 0: never.
+    tls_cert, tls_key: PEM files, both or none, for HTTP and gRPC; a relative path counts from the configuration file's folder.
+    cors_origins: web pages of which origins may call the API. The other keys bound what a connection may take
+    (serving/connection.py).
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +61,14 @@ class Server(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     workers: Positive = 1
     body_limit_mb: Annotated[float, Meta(gt=0)] = 64
     drain_s: Seconds = 30
+    cors_origins: tuple[str, ...] = ()
+    access_log: bool = False
+    connections_max: Positive = 4096
+    keep_alive_s: Positive = 75
+    header_timeout_s: Annotated[float, Meta(gt=0)] = 20
+    body_timeout_s: Annotated[float, Meta(gt=0)] = 20
+    body_bytes_per_s_min: Annotated[int, Meta(ge=0)] = 500
+    write_timeout_s: Annotated[float, Meta(gt=0)] = 60
     models_memory_mb: Annotated[float, Meta(gt=0)] | None = None
     trusted_proxies: tuple[str, ...] = ()
     wrong_key_delay_s: Annotated[float, Meta(ge=0, le=60)] = 2
@@ -56,6 +79,9 @@ class Store(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     url: str | None = None
 
+    def __repr__(self) -> str:
+        return f"Store(url={self.url and without_secrets(self.url)!r})"
+
 
 class Limits(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """[limits]. url: memory:// or redis://… (rediss:// with TLS, unix:// for a socket).
@@ -65,6 +91,9 @@ class Limits(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     url: str = "memory://"
     when_away: Literal["refuse", "memory"] = "refuse"
+
+    def __repr__(self) -> str:
+        return f"Limits(url={without_secrets(self.url)!r})"
 
 
 class Usage(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,6 +143,8 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __repr__(self) -> str:
         """Without the api key: settings get printed and logged."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "api_key"}
+        if self.base_url is not None:
+            shown["base_url"] = without_secrets(self.base_url)
         return f"Engine({', '.join(f'{name}={value!r}' for name, value in shown.items() if value is not None)})"
 
 
@@ -256,6 +287,14 @@ class Settings(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.store.url or f"sqlite:///{self.home / 'jubal.db'}"
 
     @property
+    def tls_files(self) -> tuple[Path, Path] | None:
+        """Certificate and key, or None where the server speaks plain HTTP."""
+        if self.server.tls_cert is None or self.server.tls_key is None:
+            return None
+        folder = self.file.parent if self.file is not None else Path()
+        return folder / Path(self.server.tls_cert).expanduser(), folder / Path(self.server.tls_key).expanduser()
+
+    @property
     def private_hosts(self) -> tuple[str, ...]:
         """What may be fetched from although it is not public: by [fetch], and by the older key of [tools.web_search]."""
         return (*self.fetch.allow_private_hosts, *self.tools.web_search.allow_private_hosts)
@@ -332,6 +371,7 @@ def load(
     file = Path(chosen).expanduser()
     parsed = _read(file)
     settings = Settings(home=home, file=file, **{name: getattr(parsed, name) for name in parsed.__struct_fields__})
+    _check_server(settings.server, f"{file}: server")
     _check_engines(settings, file)
     _check_x_search(settings.tools.x_search, f"{file}: tools.x_search")
     _check_web_search(settings.tools.web_search, file)
@@ -412,6 +452,21 @@ def _table(key: str) -> Any:
     return table
 
 
+ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def _check_server(server: Server, where: str) -> None:
+    if (server.tls_cert is None) != (server.tls_key is None):
+        missing = "tls_key" if server.tls_key is None else "tls_cert"
+        raise ConfigError(f"{where}.{missing}: expected a PEM file: `tls_cert` and `tls_key` come together.")
+    for origin in server.cors_origins:
+        if not ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"{where}.cors_origins: expected origins as a browser sends them, such as https://app.example, in lower case, "
+                f"without path or wildcard; got `{without_secrets(origin)}`."
+            )
+
+
 def _check_engines(settings: Settings, file: Path) -> None:
     """What the types can't say: keys of another kind, missing addresses, names that point nowhere."""
     for name, engine in settings.engines.items():
@@ -427,9 +482,14 @@ def _check_engines(settings: Settings, file: Path) -> None:
             raise ConfigError(
                 f"{where}.base_url: expected the address of an OpenAI-compatible server, such as http://127.0.0.1:8001/v1"
             )
+        if "@" in (engine.base_url or "") and (engine.api_key or engine.api_key_env or engine.kind == "xai"):
+            raise ConfigError(
+                f"{where}.base_url: expected no user and password beside an API key: both go into the same header."
+            )
         if engine.base_url and not engine.base_url.startswith(("http://", "https://")):
             raise ConfigError(
-                f"{where}.base_url: expected an address that begins with http:// or https://, got `{engine.base_url}`"
+                f"{where}.base_url: expected an address that begins with http:// or https://, "
+                f"got `{without_secrets(engine.base_url)}`"
             )
     engines = set(settings.engines) | {"local", "words"}
     for name, model in settings.models.items():
@@ -465,7 +525,7 @@ def _check_x_search(table: XSearch, where: str) -> None:
             )
     if table.base_url is not None and not table.base_url.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{where}.base_url: expected an address that begins with http:// or https://, got `{table.base_url}`"
+            f"{where}.base_url: expected an address that begins with http:// or https://, got `{without_secrets(table.base_url)}`"
         )
 
 

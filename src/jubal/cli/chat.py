@@ -23,10 +23,13 @@ from jubal.cli.common import (
     first_key,
     is_loopback,
     printable,
+    trusting_own,
     write,
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     import aiohttp
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -139,12 +142,13 @@ class _Chunk(msgspec.Struct, frozen=True):
 @dataclass(slots=True)
 class Server:
     """A server to talk to. key_from: where the key was found, for the message that it is refused. ours: the server of these
-    settings, which this machine can start."""
+    settings, which this machine can start. tls: what certificates to trust, where not the usual ones."""
 
     url: str
     key: str
     key_from: str
     ours: bool
+    tls: ssl.SSLContext | None = None
     _session: aiohttp.ClientSession | None = None
 
     async def answer(self, talk: Talk) -> AsyncGenerator[Piece, None]:
@@ -200,6 +204,7 @@ class Server:
                 headers={"authorization": f"Bearer {self.key}"},
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                connector=aiohttp.TCPConnector(ssl=self.tls or True),
             )
         return self._session
 
@@ -250,7 +255,7 @@ def _server(settings: config.Settings, url: str | None, key: str | None) -> Serv
     if url is None:
         if settings.server.port == 0:
             raise CommandError("The server of these settings takes any free port. Name its base URL with --url.")
-        url = base_url(settings.server.host, settings.server.port)
+        url = base_url(settings.server)
     elif not url.startswith(("http://", "https://")):
         raise CommandError(f"--url: expected a base URL such as http://127.0.0.1:8000/v1, got `{url}`")
     url = url.rstrip("/")
@@ -262,7 +267,7 @@ def _server(settings: config.Settings, url: str | None, key: str | None) -> Serv
         (own, str(settings.home / FIRST_KEY)),
     ):
         if found and found.strip():
-            return Server(url, found.strip(), where, ours)
+            return Server(url, found.strip(), where, ours, trusting_own(settings) if ours else None)
     raise CommandError(
         f"There is no API key: neither --key, nor $XAI_API_KEY, nor {settings.home / FIRST_KEY}. "
         "`jubal keys create --name chat` makes one."

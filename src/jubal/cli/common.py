@@ -18,6 +18,8 @@ import typer
 from jubal import config
 
 if TYPE_CHECKING:
+    import ssl
+
     from rich.table import Table
     from sqlalchemy.engine import Connection
 
@@ -110,10 +112,31 @@ def first_key(settings: config.Settings) -> str | None:
         return None
 
 
-def base_url(host: str, port: int) -> str:
-    """Where a server that listens on `host` is reached from this machine, up to and with /v1."""
-    host = ANY_HOST.get(host, host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+def base_url(server: config.Server, port: int | None = None) -> str:
+    """Where a server with these settings is reached from this machine, up to and with /v1. port: the real one, where known."""
+    host = ANY_HOST.get(server.host, server.host)
+    scheme = "http" if server.tls_cert is None else "https"
+    port = server.port if port is None else port
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def trusting_own(settings: config.Settings) -> ssl.SSLContext | None:
+    """To reach the server of these settings: its certificate is trusted whoever signed it and under whatever name.
+
+    None where it speaks plain HTTP. Raises `CommandError`.
+    """
+    if settings.tls_files is None:
+        return None
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(settings.tls_files[0])
+    except OSError as error:
+        raise CommandError(f"{settings.tls_files[0]}: can't be used as certificate: {error.strerror}.") from None
+    return context
 
 
 def is_loopback(host: str) -> bool:

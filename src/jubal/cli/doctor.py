@@ -379,7 +379,7 @@ def _bind(host: str, port: int) -> None:
 
 def _who_serves(server: config.Server) -> Finding:
     where = f"port {server.port}"
-    health = _health(ANY_HOST.get(server.host, server.host), server.port)
+    health = _health(ANY_HOST.get(server.host, server.host), server.port, tls=server.tls_cert is not None)
     if health is None:
         detail = f"{where} is taken by another program, or by a Jubal that does not answer"
         return Finding("port", "fail", detail, "serve with --port, or end that program")
@@ -394,11 +394,20 @@ def _who_serves(server: config.Server) -> Finding:
     return Finding("port", "ok", state)
 
 
-def _health(host: str, port: int) -> dict[str, Any] | None:
+def _health(host: str, port: int, *, tls: bool = False) -> dict[str, Any] | None:
     """What a Jubal says of itself; None where something else answers, or nothing."""
     import http.client  # slow to import, which every command would pay for
 
-    connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_S)
+    if tls:
+        import ssl
+
+        anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing secret is said, and what is heard is only shown
+        anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, port, timeout=HEALTH_TIMEOUT_S, context=anyone
+        )
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=HEALTH_TIMEOUT_S)
     try:
         connection.request("GET", "/health")
         found = json.loads(connection.getresponse().read(HEALTH_BYTES_MAX))

@@ -11,7 +11,17 @@ import typer
 
 from jubal import catalogue, config
 from jubal.cli import fetching
-from jubal.cli.common import CommandError, ConfigOption, JsonOption, base_url, make_home, print_json, print_table, table
+from jubal.cli.common import (
+    CommandError,
+    ConfigOption,
+    JsonOption,
+    base_url,
+    make_home,
+    print_json,
+    print_table,
+    table,
+    trusting_own,
+)
 from jubal.core.model import Model
 
 HEALTH_TIMEOUT_S: Final = 1.0
@@ -176,8 +186,11 @@ def _states(settings: config.Settings) -> dict[str, str]:
     import urllib.error
     import urllib.request
 
-    address = base_url(settings.server.host, settings.server.port).removesuffix("/v1") + "/health"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    address = base_url(settings.server).removesuffix("/v1") + "/health"
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if tls := trusting_own(settings):
+        handlers.append(urllib.request.HTTPSHandler(context=tls))
+    opener = urllib.request.build_opener(*handlers)
     try:
         try:
             response = opener.open(address, timeout=HEALTH_TIMEOUT_S)

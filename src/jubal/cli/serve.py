@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from jubal.serving.places import Place
 
 FIRST_KEY_NAME: Final = "first"
+OTHER_FILES: Final = 256
+"""Open files beside connections: of the store, models and sandboxes."""
 CURL_TOKENS_MAX: Final = 200
 """Bounds the example's answer: the embedded model can go on for long."""
 
@@ -82,6 +84,7 @@ def serve(
     began_s = time.monotonic()
     settings = _settings(config_file, host, port, grpc_port)
     _check_workers(settings)
+    _allow_files(settings.server.connections_max)
     make_home(settings)
     listener = _bind(settings.server)
     grpc = _grpc_place(settings)
@@ -113,6 +116,20 @@ def _check_workers(settings: config.Settings) -> None:
         raise config.ConfigError(
             f"{settings.file}: server.workers: this release runs one worker, expected 1, got {settings.server.workers}."
         )
+
+
+def _allow_files(connections_max: int) -> None:
+    """Raises this process's own limit of open files to what so many connections and their upstreams need, or as far as it may."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections_max + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft not in (resource.RLIM_INFINITY, -1) and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _bind(server: config.Server) -> socket.socket:
@@ -164,16 +181,13 @@ def _grpc_place(settings: config.Settings) -> Place | None:
 
 def _tls(settings: config.Settings) -> tuple[bytes, bytes] | None:
     """Key and certificate chain in PEM. Raises `ConfigError`."""
-    server = settings.server
-    if server.tls_cert is None and server.tls_key is None:
+    from jubal import app
+
+    files = settings.tls_files
+    if files is None or app.tls_context(settings) is None:  # which says what is wrong with the files
         return None
-    if server.tls_cert is None or server.tls_key is None:
-        missing = "tls_key" if server.tls_key is None else "tls_cert"
-        raise config.ConfigError(f"{settings.file}: server.{missing}: expected a file, as the other of the two is set.")
-    try:
-        return Path(server.tls_key).expanduser().read_bytes(), Path(server.tls_cert).expanduser().read_bytes()
-    except OSError as error:
-        raise config.ConfigError(f"{settings.file}: server.tls_cert, server.tls_key: {error}.") from None
+    cert, key = files
+    return key.read_bytes(), cert.read_bytes()
 
 
 def _fetch_models(settings: config.Settings) -> float:
@@ -293,7 +307,7 @@ class _Shown:
     def _print(self) -> None:
         server = self.jubal.settings.server
         failed = self._failed()
-        url = base_url(server.host, self.port)
+        url = base_url(server, self.port)
         print(f"\nJubal serves {url}", flush=True)
         if (grpc := self.jubal.grpc) is not None:
             print(f"and gRPC on {', '.join(grpc.addresses)}{' with TLS' if grpc.tls else ''}")
@@ -302,10 +316,10 @@ class _Shown:
         print(f"\n{self._key()}\n")
         if model := self._model_that_answers():
             print(f"Try it:\n\n{self._curl(url, model)}\n")
-        if not is_loopback(server.host):
+        if not is_loopback(server.host) and server.tls_cert is None:
             print(
                 f"{server.host} can be reached from other machines, and there is no TLS: keys travel in clear. "
-                "Put a TLS proxy in front."
+                "Set `tls_cert` and `tls_key`, or put a TLS proxy in front."
             )
         for line in failed:
             _print_red(line)
@@ -353,8 +367,10 @@ class _Shown:
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
             "max_tokens": CURL_TOKENS_MAX,
         }
+        tls = self.jubal.settings.tls_files
+        trust = f"--cacert {shlex.quote(str(tls[0]))} " if tls else ""
         return (
-            f'curl -sS {shlex.quote(f"{url}/chat/completions")} -H "Authorization: Bearer {key}" '
+            f'curl -sS {trust}{shlex.quote(f"{url}/chat/completions")} -H "Authorization: Bearer {key}" '
             f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
         )
 

@@ -638,6 +638,9 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
 
 async def _refusal(response: aiohttp.ClientResponse) -> JubalError:
     body = await response.content.read(ERROR_BODY_BYTES_MAX)
+    key = response.request_info.headers.get("authorization", "").removeprefix("Bearer ").encode()
+    if key:  # some servers repeat the key that they refuse, and what they say is passed on
+        body = body.replace(key, b"[key]")
     return _reported(response.status, body, response.headers.get("retry-after"))
 
 

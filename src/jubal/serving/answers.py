@@ -32,6 +32,8 @@ class Answers:
 
     async def find(self, caller: Caller, identity: str, param: str = "response_id") -> bytes:
         """The record. Raises `NotFound` for what was never kept, is gone, or belongs to another team."""
+        if "\0" in identity:  # PostgreSQL takes none in a text
+            raise _not_found(identity, param)
         found = await self._store.run_read(answers.find, identity[:200], caller.team_id, self._dialect, self._now_us())
         if found is None:
             raise _not_found(identity, param)

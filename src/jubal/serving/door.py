@@ -76,7 +76,9 @@ class Door:
         authorization = exchange.header(b"authorization")
         if authorization is None and (secret := exchange.header(b"x-api-key")) is not None:
             authorization = f"Bearer {secret}"
-        return await self.identify_by(authorization, self.address(exchange), management=management)
+        caller = await self.identify_by(authorization, self.address(exchange), management=management)
+        exchange.key_id = caller.key_id
+        return caller
 
     async def identify_by(self, authorization: str | None, address: str | None, *, management: bool = False) -> Caller:
         """The same, of an authorization and an address, wherever they come from."""

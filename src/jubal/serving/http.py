@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -41,7 +42,9 @@ from jubal.core.events import Event, Failed
 from jubal.core.fold import Folder
 from jubal.core.generation import Generation
 from jubal.core.model import Model, Weights
+from jubal.serving.access import AccessLog
 from jubal.serving.answers import Answers
+from jubal.serving.cors import Cors
 from jubal.serving.deferred import Deferred
 from jubal.serving.door import Door
 from jubal.serving.outbox import Outbox
@@ -66,6 +69,9 @@ STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering",
 """Caches and buffering proxies must let each token through when it comes."""
 ANTHROPIC: Final = ("/v1/messages", "/v1/complete")
 """Beginnings of paths whose SDKs read the id of a request from a header of another name."""
+NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
+NO_STORE: Final = (b"cache-control", b"no-store")
+"""Answers are somebody's own: no cache on the way or in a browser keeps them."""
 RESPONSES: Final = "/v1/responses"
 INPUT_ITEMS: Final = "/input_items"
 DEFERRED: Final = "/v1/chat/deferred-completion/"
@@ -85,16 +91,20 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its answer.
 
-    id: the x-request-id of the answer, a bare UUID.
+    id: the x-request-id of the answer, a bare UUID. status: of the answer, once it has begun. key_id: whose request it is, once
+    that is known. extra: further headers for the answer.
     """
 
-    __slots__ = ("_receive", "_send", "id", "path", "scope", "started")
+    __slots__ = ("_receive", "_send", "extra", "id", "key_id", "path", "scope", "started", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self.scope = scope
         self.path: str = scope["path"]
         self.id = request_id
         self.started = False
+        self.status: int | None = None
+        self.key_id: str | None = None
+        self.extra: tuple[tuple[bytes, bytes], ...] = ()
         self._receive = receive
         self._send = send
 
@@ -152,11 +162,12 @@ class Exchange:
         self, status: int, content_type: bytes, headers: Headers | tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
         self.started = True
+        self.status = status
         identity = self.id.encode()
-        base = [(b"content-type", content_type), (b"x-request-id", identity)]
+        base = [(b"content-type", content_type), (b"x-request-id", identity), NO_SNIFFING]
         if self.path.startswith(ANTHROPIC):
             base.append((b"request-id", identity))
-        await self._send({"type": "http.response.start", "status": status, "headers": [*base, *headers]})
+        await self._send({"type": "http.response.start", "status": status, "headers": [*base, *headers, *self.extra]})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
@@ -169,7 +180,7 @@ class Exchange:
         content_type: bytes = JSON,
     ) -> None:
         """A whole answer. To HEAD without its body."""
-        await self.start(status, content_type, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.start(status, content_type, [*headers, NO_STORE, (b"content-length", b"%d" % len(body))])
         await self.write(b"" if self.scope["method"] == "HEAD" else body, more=False)
 
     async def reply_error(self, reply: ErrorReply) -> None:
@@ -215,7 +226,8 @@ class HttpApp:
     """The ASGI application.
 
     door: who may come in; None for one that holds nobody back. mounts: further routes. health: what GET /health answers: a status
-    and a JSON body. body_bytes_max: largest request body.
+    and a JSON body. body_bytes_max: largest request body. cors: None: no web page may call. access: None: requests are
+    not logged.
     """
 
     def __init__(
@@ -230,7 +242,11 @@ class HttpApp:
         mounts: Sequence[Mount] = (),
         health: Callable[[], tuple[int, bytes]],
         body_bytes_max: int,
+        cors: Cors | None = None,
+        access: AccessLog | None = None,
     ) -> None:
+        self._cors = cors
+        self._access = access
         self._pipeline = pipeline
         self._door = door or Door(pipeline)
         self._mounts = tuple(mounts)
@@ -278,7 +294,27 @@ class HttpApp:
         if scope["type"] != "http":
             return await _refuse_websocket(scope, receive, send)
         exchange = Exchange(scope, receive, send, self._pipeline.new_id())
+        if self._access is None:
+            return await self._answer(exchange)
+        began_s = time.monotonic()
         try:
+            await self._answer(exchange)
+        finally:
+            self._access.write(
+                request_id=exchange.id,
+                client_request_id=exchange.header(b"x-client-request-id") or exchange.header(b"x-request-id"),
+                key_id=exchange.key_id,
+                method=scope["method"],
+                path=exchange.path,
+                status=exchange.status,
+                began_s=began_s,
+            )
+
+    async def _answer(self, exchange: Exchange) -> None:
+        """Whatever happens, the client gets an answer unless it has left."""
+        try:
+            if self._cors is not None and await self._cross_origin(exchange, self._cors):
+                return
             await self._route(exchange)(exchange)
         except JubalError as error:
             await self._fail(exchange, openai_errors.reply(error))
@@ -289,9 +325,29 @@ class HttpApp:
             fault = InternalError(
                 "Something went wrong in Jubal; the server's log has the details under this request's id."
             )
-            await self._fail(exchange, openai_errors.reply(fault))
+            await self._reply_error(exchange, openai_errors.reply(fault))
+
+    async def _cross_origin(self, exchange: Exchange, cors: Cors) -> bool:
+        """Whether this was a browser's question before a request, which is answered now."""
+        origin = exchange.header(b"origin")
+        exchange.extra = cors.headers(origin)
+        if exchange.scope["method"] != "OPTIONS" or exchange.header(b"access-control-request-method") is None:
+            return False
+        allowed = cors.preflight(origin, exchange.header(b"access-control-request-headers"))
+        if allowed is None:
+            return False
+        await exchange.reply(200, b"", allowed, b"text/plain")
+        return True
 
     async def _fail(self, exchange: Exchange, reply: ErrorReply) -> None:
+        """Called where the error is handled: what is not the caller's fault is found in the log under the request's id."""
+        if reply.status == 500:
+            log.exception("request failed by a fault of ours", request_id=exchange.id, path=exchange.path)
+        elif reply.status > 500:
+            log.info("request failed", request_id=exchange.id, path=exchange.path, status=reply.status, exc_info=True)
+        await self._reply_error(exchange, reply)
+
+    async def _reply_error(self, exchange: Exchange, reply: ErrorReply) -> None:
         if not exchange.started:
             await exchange.reply_error(reply)
 
@@ -308,6 +364,8 @@ class HttpApp:
     def _route(self, exchange: Exchange) -> Handler:
         """Raises `NotFound`, `MethodNotAllowed`."""
         path = exchange.path
+        if "\0" in path:  # no route or id holds one, and PostgreSQL takes none in a text
+            raise NotFound("There is no route with a NUL character in it.", code="unknown_url")
         methods: Mapping[str, Handler] | None = self._routes.get(path)
         if methods is None:
             path = path.rstrip("/") or "/"
