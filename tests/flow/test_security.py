@@ -610,3 +610,19 @@ async def test_many_clients_that_stop_reading_do_not_pile_up_memory(plain: Serve
         assert process.memory_info().rss - before < 64 << 20
         for answer in answers:
             answer.close()
+
+
+@pytest.mark.parametrize("text", [NUL, "\u202e\x1b[31m"])
+def test_odd_characters_in_the_management_api(on_store: Server, text: str) -> None:
+    management = on_store.command("keys", "create", "--name", f"m{os.urandom(4).hex()}", "--management")
+    team, key = management["team_id"], management["key"]
+    asked: list[tuple[str, str, Any]] = [
+        ("POST", f"/auth/teams/{team}/api-keys", {"name": text, "acls": ["api-key:model:*", "api-key:endpoint:*"]}),
+        ("POST", f"/auth/teams/{team}/api-keys", {"name": "a", "acls": [f"api-key:model:{text}"]}),
+        ("GET", f"/auth/teams/{team}/api-keys?paginationToken=a%00b", None),
+        ("PUT", "/auth/api-keys/a%00b", {"apiKey": {"name": text}, "fieldMask": "name"}),
+        ("GET", "/v1/billing/teams/a%00b/prepaid/balance", None),
+    ]
+    for method, path, body in asked:
+        status, _, got = on_store.request(method, path, body, key=key)
+        assert status < 500, (method, path, got)

@@ -366,6 +366,8 @@ class HttpApp:
         path = exchange.path
         if "\0" in path:  # no route or id holds one, and PostgreSQL takes none in a text
             raise NotFound("There is no route with a NUL character in it.", code="unknown_url")
+        if b"%00" in exchange.scope["query_string"]:
+            raise BadRequest("The query of the URL has a NUL character in it.", param="query", code="invalid_value")
         methods: Mapping[str, Handler] | None = self._routes.get(path)
         if methods is None:
             path = path.rstrip("/") or "/"
