@@ -557,13 +557,29 @@ def test_a_store_that_can_not_be_reached_is_named_without_its_password(tmp_path:
         done = jubal(*args, home=home, JUBAL_CONFIG=str(config))
         secrets.none_in(str(args), done.stdout + done.stderr)
         assert done.returncode != 0
-    config.write_text(
-        ECHO
-        + f'[limits]\nurl = "redis://:{password}@127.0.0.1:{port}/0"\n[server]\nport = {free_port()}\n[store]\nurl = "x:{password}"\n'
-    )
+    config.write_text(ECHO + f'[server]\nport = {free_port()}\n[store]\nurl = "x:{password}"\n')
     done = jubal("serve", home=home, JUBAL_CONFIG=str(config))
     secrets.none_in("serve", done.stdout + done.stderr)
     assert done.returncode != 0
+
+
+def test_a_redis_that_can_not_be_reached_is_named_without_its_password(tmp_path: Path) -> None:
+    secrets = Secrets()
+    url = f"redis://me:{secrets.new('redis')}@127.0.0.1:{free_port()}/0"
+    config = ECHO + f'[limits]\nurl = "{url}"\n'
+    with running(tmp_path / "home", config=config, args=("--log-level", "debug")) as server:
+        key = server.command("keys", "create", "--name", "limited", "--rpm", "5")["key"]
+        status, _, got = server.request(
+            "POST",
+            "/v1/chat/completions",
+            {"model": "grok-4", "messages": [{"role": "user", "content": "hi"}]},
+            key=key,
+        )
+        assert status == 503, got
+        secrets.none_in("the answer", json.dumps(got))
+        secrets.none_in("the log", server.log.read_text())
+    done = jubal("doctor", "--json", home=server.home, JUBAL_CONFIG=str(server.config))
+    secrets.none_in("doctor", done.stdout + done.stderr)
 
 
 def test_an_engine_that_dies_takes_no_secret_into_the_log(models_home: Path, tmp_path: Path) -> None:
