@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jubal import admin as package
-from jubal.accounts import audit, keys, prices, rollups, tables, teams, usage
+from jubal.accounts import audit, keys, prices, rollups, tables, team_limits, teams, usage
 from jubal.accounts.acl import Acl
 from jubal.accounts.prices import PriceTerms
 from jubal.accounts.store import Store
+from jubal.accounts.team_limits import Rates
 from jubal.accounts.tiers import Tiers
-from jubal.admin import actor, analytics, billing, credits, log
+from jubal.admin import actor, analytics, billing, credits, limits, log
 from jubal.admin import keys as admin_keys
 from jubal.admin import teams as admin_teams
 from jubal.admin import usage as admin_usage
@@ -43,6 +44,7 @@ class World:
         self.boss = self.new_key(self.red, management=True)
         self.other = self.new_key(self.blue)
         prices.put(conn, self.red, "m", TERMS, now_us=NOW_US)
+        team_limits.put(conn, team_id=self.red, model="m", rates=Rates(rpm=5), now_us=NOW_US)
         usage.record(conn, [usage_row(1, team_id=self.red, key_id=self.key)])
         self.operator = actor.operator(conn, "me")
         self.manager = Actor("key", self.boss, "boss", self.red, Acl.parse_management(["team-token:endpoint:*"]))
@@ -70,12 +72,15 @@ ACTS: dict[str, tuple[Call, bool]] = {
     "billing.set_info": (lambda w, who: billing.set_info(w.conn, who, w.red, {"name": "x"}, now_us=LATER_US), True),
     "credits.move": (lambda w, who: credits.move(w.conn, who, "add", w.red, 5, now_us=LATER_US), False),
     "credits.set_price": (lambda w, who: credits.set_price(w.conn, who, w.red, "*", TERMS, now_us=LATER_US), False),
+    "limits.put": (lambda w, who: limits.put(w.conn, who, w.red, "m", Rates(rpm=9), now_us=LATER_US), False),
+    "limits.clear": (lambda w, who: limits.clear(w.conn, who, w.red, "m", now_us=LATER_US), False),
     "credits.remove_price": (lambda w, who: credits.remove_price(w.conn, who, w.red, "m", now_us=LATER_US), False),
 }
 LOGGED_AS = {
     "teams.change": "teams.block",
     "credits.move": "credits.add",
     "credits.set_price": "prices.set",
+    "limits.put": "limits.set",
     "credits.remove_price": "prices.remove",
 }
 READS: dict[str, tuple[Call, bool]] = {
