@@ -410,9 +410,10 @@ def scan(parts):
         await opened.run(PRELUDE)
         await opened.run(scan)
         ran = await opened.run(
-            f"scan([{left!r}, {right!r}]) <= 3, os.listdir('/tmp'), os.listdir('/dev/shm'), os.listdir('.')"
+            # an interpreter that lies below /tmp is bound there: only what a session made must be gone
+            f"scan([{left!r}, {right!r}]) <= 3, 'left' in os.listdir('/tmp'), os.listdir('/dev/shm'), os.listdir('.')"
         )
-        assert ran.ret == "(True, [], [], [])", ran
+        assert ran.ret == "(True, False, [], [])", ran
         control = await opened.run(
             f"control = ['{marker}' + str(n) for n in range(50)]\nscan([{left!r}, {right!r}]) > 40"
         )
