@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -688,6 +691,7 @@ async def serve(
             timeout_graceful_shutdown=int(settings.drain_s + DRAIN_GRACE_S),
         )
     )
+    _bound_heap()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -727,6 +731,29 @@ async def serve(
         if rpc is not None:
             await rpc.close()
         await jubal.close()
+
+
+M_MMAP_THRESHOLD: Final = -3
+M_ARENA_MAX: Final = -8
+LARGE_BYTES: Final = 768 << 10
+
+
+def _bound_heap() -> None:
+    """glibc's heap, told to give large bodies back when they are freed, and to keep few pools for threads.
+
+    By itself it raises the size from which it does so to that of the largest body seen, and never gives such memory back.
+    Measured after the bench's load: 142 MB without, 124 MB with, at the same CPU; from 256 KiB on, which the sockets' buffers have,
+    a streamed chunk would cost a fifth more.
+    """
+    _of_glibc("mallopt", M_MMAP_THRESHOLD, LARGE_BYTES)
+    _of_glibc("mallopt", M_ARENA_MAX, 2)
+
+
+def _of_glibc(name: str, *arguments: int) -> None:
+    """Nothing where another C library has no such call."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            getattr(ctypes.CDLL(None), name)(*arguments)
 
 
 def _settle_memory() -> None:
