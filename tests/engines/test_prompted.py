@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jubal.core.events import EngineEvent, TextDelta, ToolCall, TurnEnded
+from jubal.core.events import EngineEvent, TextDelta, ToolCall, TurnEnded, UsageSoFar
 from jubal.core.generation import (
     Bounds,
     FunctionTool,
@@ -124,8 +124,11 @@ async def test_calls_come_whole() -> None:
 
 
 async def test_calls_that_the_token_bound_cut_are_none() -> None:
-    events, _ = await answer(turn("required"), '{"tool_calls": [{"name": "get_we', reason="length")
+    cut = '{"tool_calls": [{"name": "get_we'
+    events, _ = await answer(turn(), cut, reason="length")
     assert events == [TurnEnded(("length",), Usage(9, 3))]
+    events, _ = await answer(turn("required"), cut, reason="length")
+    assert events == [TurnEnded(("length",), Usage(18, 6))], "asked for twice"
 
 
 async def test_a_call_that_must_be_made_is_not_cut_by_the_bound_on_text() -> None:
@@ -216,3 +219,26 @@ def test_every_text_has_an_end() -> None:
     assert held["short"]["maxLength"] == 5
     assert held["list"]["items"]["maxLength"] == 2000
     assert held["one"]["anyOf"] == [{"type": "string", "enum": ["a"]}, {"type": "string", "maxLength": 1000}]
+
+
+async def test_a_call_that_must_be_made_is_asked_for_again() -> None:
+    asked: list[Generation] = []
+
+    async def engine(simple: Generation) -> AsyncGenerator[EngineEvent, None]:
+        asked.append(simple)
+        if len(asked) == 1:
+            yield TextDelta('{"tool_calls": [{"name": "get_time", "arguments": {"hours": 1.0000000')
+            yield TurnEnded(("length",), Usage(10, 2048))
+        else:
+            yield UsageSoFar(Usage(10, 1))
+            yield TextDelta('{"tool_calls": [{"name": "get_time", "arguments": {}}]}')
+            yield TurnEnded(("stop",), Usage(10, 9))
+
+    events = [event async for event in stream_prompted(turn("required"), engine)]
+    assert [event.name for event in events if isinstance(event, ToolCall)] == ["get_time"]
+    assert events[-1] == TurnEnded(("tool_calls",), Usage(20, 2057))
+    assert UsageSoFar(Usage(20, 2049)) in events
+    assert asked[1].sampling.temperature == 0.8
+    asked.clear()
+    events = [event async for event in stream_prompted(turn("auto"), engine)]
+    assert len(asked) == 1, "where no call is demanded, none is forced"

@@ -18,7 +18,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
-from jubal.core.events import EngineEvent, FinishReason, TextDelta, ToolCall, TurnEnded
+from jubal.core.events import EngineEvent, FinishReason, TextDelta, ToolCall, TurnEnded, UsageSoFar
 from jubal.core.generation import (
     NO_TOOLS,
     FunctionTool,
@@ -27,7 +27,7 @@ from jubal.core.generation import (
     NamedTool,
     with_system,
 )
-from jubal.core.usage import Usage
+from jubal.core.usage import NOTHING, Usage
 
 PARALLEL_CALLS_MAX: Final = 4
 """Calls in one answer: a small model that may make any number of them makes them until its tokens end."""
@@ -38,6 +38,8 @@ TEXT_CHARS_MAX: Final = 1000
 BOUNDS_OF_TEXT: Final = frozenset({"maxLength", "enum", "const", "pattern", "format"})
 NAMED_SCHEMAS: Final = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 SCHEMAS: Final = frozenset({"items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties"})
+AGAIN_TEMPERATURE: Final = 0.8
+"""Of the second try for a call that must be made: at 0 it would run on in the same way."""
 ENVELOPE_TOKENS: Final = 16
 """What stands around an answer."""
 
@@ -48,7 +50,35 @@ def stream_prompted(
     turn: Generation, stream: Callable[[Generation], AsyncGenerator[EngineEvent, None]]
 ) -> AsyncGenerator[EngineEvent, None]:
     """The turn with its tools, through `stream`, which has to obey `Generation.output`."""
-    return _run(turn, stream(worded(turn)))
+    asked = worded(turn)
+    events = _run(turn, stream(asked))
+    if turn.tools.choice == "auto" or turn.choices > 1:
+        return events
+    warmer = replace(asked, sampling=replace(asked.sampling, temperature=AGAIN_TEMPERATURE))
+    return _once_more(events, lambda: _run(turn, stream(warmer)))
+
+
+async def _once_more(
+    first: AsyncGenerator[EngineEvent, None], again: Callable[[], AsyncGenerator[EngineEvent, None]]
+) -> AsyncGenerator[EngineEvent, None]:
+    """A call that must be made is asked for again where the first try ran on, in a number say, until its tokens ended."""
+    spent: Usage | None = None
+    async with aclosing(first) as events:
+        async for event in events:
+            if isinstance(event, TurnEnded) and event.reasons == ("length",):
+                spent = event.usage or NOTHING
+            else:
+                yield event
+    if spent is None:
+        return
+    async with aclosing(again()) as events:
+        async for event in events:
+            if isinstance(event, UsageSoFar):
+                yield UsageSoFar(spent + event.usage)
+            elif isinstance(event, TurnEnded) and event.usage is not None:
+                yield TurnEnded(event.reasons, spent + event.usage)
+            else:
+                yield event
 
 
 async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> AsyncGenerator[EngineEvent, None]:
