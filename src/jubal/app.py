@@ -485,7 +485,6 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
-    dialects["/v1/responses/compact"] = ResponsesCompact(sealer)
     lines: dict[str, Callable[[], Line]] = {
         DEFERRED_DIALECT: lambda: PlainLine(OpenAIChat()),
         GRPC_DIALECT: lambda: _grpc_line(store, sealer),
@@ -496,6 +495,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         pipeline,
         dialects,
         {"/v1/embeddings": OpenAIEmbeddings()},
+        whole_dialects={"/v1/responses/compact": ResponsesCompact(sealer)},
         deferred=deferred,
         responses=(OpenAIResponses(sealer), Answers(store, "responses")),
         door=door,

@@ -48,7 +48,7 @@ def parse(**fields: Any) -> CompletionsAsked:
 def test_is_a_dialect() -> None:
     dialect: Dialect = DIALECT
     assert dialect.endpoint == "sample"
-    assert not dialect.parse(b'{"model":"m","prompt":"p"}').deferred
+    assert dialect.parse(b'{"model":"m","prompt":"p"}').deferral is None
 
 
 def test_the_least() -> None:

@@ -85,7 +85,9 @@ def test_a_stream_that_breaks(described: Described) -> None:
 
 
 def test_deferred(described: Described) -> None:
-    described.check("DeferredCompletion", OpenAIChat().parse(CHAT % b'"deferred":true').accepted(chat_table.ID))
+    deferral = OpenAIChat().parse(CHAT % b'"deferred":true').deferral
+    assert deferral is not None
+    described.check("DeferredCompletion", deferral(chat_table.ID))
 
 
 def test_embeddings(described: Described) -> None:

@@ -51,7 +51,7 @@ from jubal.serving.outbox import Outbox
 from jubal.serving.pipeline import Admitted, ModelKind, Pipeline
 from jubal.wire import openai_errors, openai_models, rich_models, sse
 from jubal.wire.anthropic_messages import AnthropicMessages
-from jubal.wire.base import Asked, Dialect, ErrorReply, KeptDialect
+from jubal.wire.base import Asked, Dialect, ErrorReply, KeptDialect, WholeAsked, WholeDialect
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
 from jubal.wire.openai_tokenize import OpenAITokenize
 
@@ -225,9 +225,9 @@ class Mount(Protocol):
 class HttpApp:
     """The ASGI application.
 
-    door: who may come in; None for one that holds nobody back. mounts: further routes. health: what GET /health answers: a status
-    and a JSON body. body_bytes_max: largest request body. cors: None: no web page may call. access: None: requests are
-    not logged.
+    whole_dialects: those whose answers are never streamed. door: who may come in; None for one that holds nobody back. mounts:
+    further routes. health: what GET /health answers: a status and a JSON body. body_bytes_max: largest request body. cors: None:
+    no web page may call. access: None: requests are not logged.
     """
 
     def __init__(
@@ -236,6 +236,7 @@ class HttpApp:
         dialects: dict[str, Dialect],
         embeddings: dict[str, OpenAIEmbeddings] | None = None,
         *,
+        whole_dialects: Mapping[str, WholeDialect] | None = None,
         deferred: Deferred,
         responses: tuple[KeptDialect, Answers] | None = None,
         door: Door | None = None,
@@ -266,6 +267,8 @@ class HttpApp:
             self._routes[path] = {"POST": self._embeddings_by(embedding)}
         for path, dialect in dialects.items():
             self._routes[path] = {"POST": self._generation_by(dialect)}
+        for path, whole in (whole_dialects or {}).items():
+            self._routes[path] = {"POST": self._whole_generation_by(whole)}
         self._prefixes: dict[str, dict[str, Handler]] = {
             DEFERRED: {"GET": self._get_deferred},
         }
@@ -457,13 +460,30 @@ class HttpApp:
     def _generation_by(self, dialect: Dialect) -> Handler:
         async def handle(exchange: Exchange) -> None:
             try:
-                asked, admitted, body = await self._admit(exchange, dialect)
-                if asked.deferred:
+                caller, body = await self._json_of_caller(exchange)
+                asked = dialect.parse(body)
+                deferral = asked.deferral
+                admitted = self._admit(
+                    exchange, caller, dialect.endpoint, asked.generation, repeatable=deferral is None
+                )
+                if deferral is not None:
                     await self._deferred.submit(admitted, DEFERRED_DIALECT, body)
-                    await exchange.reply(200, asked.accepted(admitted.request_id), admitted.ticket_headers())
+                    await exchange.reply(200, deferral(admitted.request_id), admitted.ticket_headers())
                     return
                 events = self._pipeline.run(admitted)
                 await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
+            except JubalError as error:
+                await self._fail(exchange, dialect.error(error))
+
+        return handle
+
+    def _whole_generation_by(self, dialect: WholeDialect) -> Handler:
+        async def handle(exchange: Exchange) -> None:
+            try:
+                caller, body = await self._json_of_caller(exchange)
+                asked = dialect.parse(body)
+                admitted = self._admit(exchange, caller, dialect.endpoint, asked.generation, repeatable=True)
+                await self._whole(exchange, asked, admitted, self._pipeline.run(admitted))
             except JubalError as error:
                 await self._fail(exchange, dialect.error(error))
 
@@ -525,18 +545,15 @@ class HttpApp:
                 handler.uncancel()
                 raise (ClientGone() if watch.left else _stopping()) from None
 
-    async def _admit(self, exchange: Exchange, dialect: Dialect) -> tuple[Asked, Admitted, bytes]:
-        caller, body = await self._json_of_caller(exchange)
-        asked = dialect.parse(body)
-        generation = _in_its_conversation(asked.generation, exchange)
+    def _admit(
+        self, exchange: Exchange, caller: Caller, endpoint: str, generation: Generation, *, repeatable: bool
+    ) -> Admitted:
+        generation = _in_its_conversation(generation, exchange)
         if self._pipeline.caches and "no-cache" in (exchange.header(b"cache-control") or "").lower():
             generation = replace(generation, cache=False)
-        admitted = self._pipeline.admit(
-            caller, dialect.endpoint, generation, request_id=exchange.id, repeatable=not asked.deferred
-        )
-        return asked, admitted, body
+        return self._pipeline.admit(caller, endpoint, generation, request_id=exchange.id, repeatable=repeatable)
 
-    async def _whole(self, exchange: Exchange, asked: Asked, admitted: Admitted, events: Events) -> None:
+    async def _whole(self, exchange: Exchange, asked: WholeAsked, admitted: Admitted, events: Events) -> None:
         """A fold over the same events that a stream renders."""
         folder = Folder()
         await self._while_wanted(exchange, self._fold(events, folder))

@@ -140,11 +140,12 @@ def _body(identity: str, model: str, text: str, reason: str | None) -> dict[str,
 class CompleteAsked:
     """A parsed request."""
 
-    __slots__ = ("deferred", "generation")
+    __slots__ = ("generation",)
+
+    deferral: Final = None
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
-        self.deferred = False
 
     def renderer(self) -> CompleteRenderer:
         return CompleteRenderer()
@@ -152,9 +153,6 @@ class CompleteAsked:
     def whole(self, completion: Completion) -> bytes:
         choice = completion.choices[0]
         return _encode(_body(completion.id, completion.model, choice.text, STOP_REASON[choice.reason]))
-
-    def accepted(self, request_id: str) -> bytes:
-        raise NotImplementedError("nothing is deferred in this dialect")
 
 
 class AnthropicComplete:

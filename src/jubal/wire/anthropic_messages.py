@@ -665,11 +665,12 @@ def _blocks(completion: Completion) -> Iterator[dict[str, object]]:
 class MessagesAsked:
     """A parsed request."""
 
-    __slots__ = ("deferred", "generation")
+    __slots__ = ("generation",)
+
+    deferral: Final = None
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
-        self.deferred = False
 
     def renderer(self) -> MessagesRenderer:
         return MessagesRenderer()
@@ -687,9 +688,6 @@ class MessagesAsked:
                 "usage": usage_body(completion),
             }
         )
-
-    def accepted(self, request_id: str) -> bytes:
-        raise NotImplementedError("nothing is deferred in this dialect")
 
     def counted(self, tokens: int) -> bytes:
         """The body of an answer to count_tokens."""

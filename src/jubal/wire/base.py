@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,18 +46,15 @@ class Asked(Protocol):
     def generation(self) -> Generation: ...
 
     @property
-    def deferred(self) -> bool:
-        """The answer is to be kept and fetched later; then `generation.live` is false."""
+    def deferral(self) -> Callable[[str], bytes] | None:
+        """None: the answer is wanted now. Else it is to be kept and fetched later, `generation.live` is false, and this makes the
+        body that says by which request id."""
         ...
 
     def renderer(self) -> Renderer: ...
 
     def whole(self, completion: Completion) -> bytes:
         """The body of a whole answer."""
-        ...
-
-    def accepted(self, request_id: str) -> bytes:
-        """The body that says by which id a deferred answer can be fetched."""
         ...
 
 

@@ -646,7 +646,7 @@ def _choice_body(index: int, choice: Choice, *, with_outputs: bool) -> dict[str,
 class ChatAsked:
     """A parsed chat completion request."""
 
-    __slots__ = ("_include_usage", "_with_citations", "_with_outputs", "_with_tier", "deferred", "generation")
+    __slots__ = ("_include_usage", "_with_citations", "_with_outputs", "_with_tier", "deferral", "generation")
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
@@ -657,7 +657,7 @@ class ChatAsked:
         self._with_citations = search is None or search.return_citations is not False
         if asked.stream_options is not None and not asked.stream:
             raise BadRequest("`stream_options` needs `stream: true`.", param="stream_options", code="invalid_value")
-        self.deferred = bool(asked.deferred)
+        self.deferral = _accepted if asked.deferred else None
         if asked.deferred and asked.stream:
             raise BadRequest(
                 "`deferred` can't be streamed: leave out `stream`.", param="deferred", code="invalid_value"
@@ -689,8 +689,10 @@ class ChatAsked:
             }
         )
 
-    def accepted(self, request_id: str) -> bytes:
-        return _encode({"request_id": request_id})
+
+def _accepted(request_id: str) -> bytes:
+    """By which id a deferred answer can be fetched (xai-api.md 7)."""
+    return _encode({"request_id": request_id})
 
 
 class OpenAIChat:

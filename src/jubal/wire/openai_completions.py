@@ -291,7 +291,7 @@ class CompletionsAsked:
 
     __slots__ = ("_echo", "_include_usage", "_logprobs", "generation")
 
-    deferred: Final = False
+    deferral: Final = None
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
@@ -317,10 +317,6 @@ class CompletionsAsked:
                 "system_fingerprint": completion.fingerprint,
             }
         )
-
-    def accepted(self, request_id: str) -> bytes:
-        """Never asked for: nothing is deferred here."""
-        return _encode({"request_id": request_id})
 
     def _choice_body(self, index: int, choice: Choice) -> dict[str, object]:
         return {

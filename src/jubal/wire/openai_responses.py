@@ -764,7 +764,9 @@ class ResponsesAsked:
     keep: the answer is to be kept, as `record` writes it.
     """
 
-    __slots__ = ("_asked", "_echoed", "_history", "_items", "_sealer", "deferred", "generation", "keep", "previous")
+    __slots__ = ("_asked", "_echoed", "_history", "_items", "_sealer", "generation", "keep", "previous")
+
+    deferral: Final = None
 
     def __init__(self, asked: _Request, echoed: _Echoed, sealer: Sealer) -> None:
         if asked.instructions is not None and asked.previous_response_id is not None:
@@ -778,7 +780,6 @@ class ResponsesAsked:
         )
         if not self._items:
             raise BadRequest("`input` needs at least one item.", param="input", code="empty_value")
-        self.deferred = False
         self.previous = asked.previous_response_id
         self.keep = asked.store is not False
         messages = _Conversation(sealer).messages(self._items, "input")
@@ -801,9 +802,6 @@ class ResponsesAsked:
 
     def whole(self, completion: Completion) -> bytes:
         return _encode(self._replayed(completion).response)
-
-    def accepted(self, request_id: str) -> bytes:
-        raise NotImplementedError("nothing is deferred in this dialect")
 
     def record(self, completion: Completion) -> bytes:
         """What is kept of the answer: the conversation for going on, and the response for GET."""
@@ -982,7 +980,7 @@ _COMPACT: Final = msgspec.json.Decoder(_CompactRequest)
 class CompactAsked:
     """A conversation to be made short: the same model writes a summary of it, which is sealed."""
 
-    __slots__ = ("_dropped", "_sealer", "deferred", "generation")
+    __slots__ = ("_dropped", "_sealer", "generation")
 
     def __init__(self, asked: _CompactRequest, sealer: Sealer) -> None:
         items = [_Item("message", "user", asked.input)] if isinstance(asked.input, str) else asked.input
@@ -991,11 +989,7 @@ class CompactAsked:
             raise BadRequest("`input` holds no message.", param="input", code="empty_value")
         self._sealer = sealer
         self._dropped = len(messages)
-        self.deferred = False
         self.generation = compaction.summary_of(asked.model, messages)
-
-    def renderer(self) -> ResponsesRenderer:
-        raise NotImplementedError("a compaction is not streamed")
 
     def whole(self, completion: Completion) -> bytes:
         sealed = self._sealer.seal(completion.choices[0].text)
@@ -1009,9 +1003,6 @@ class CompactAsked:
                 "usage": {**usage_body(completion), "dropped_message_count": self._dropped},
             }
         )
-
-    def accepted(self, request_id: str) -> bytes:
-        raise NotImplementedError("nothing is deferred in this dialect")
 
 
 class ResponsesCompact:
