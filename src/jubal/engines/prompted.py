@@ -18,7 +18,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
-from jubal.core.events import EngineEvent, FinishReason, TextDelta, ToolCall, TurnEnded, UsageSoFar
+from jubal.core.events import EngineEvent, FinishReason, TextDelta, ToolCall, TurnEnded
 from jubal.core.generation import (
     NO_TOOLS,
     FunctionTool,
@@ -27,7 +27,7 @@ from jubal.core.generation import (
     NamedTool,
     with_system,
 )
-from jubal.core.usage import NOTHING, Usage
+from jubal.core.usage import Usage
 
 PARALLEL_CALLS_MAX: Final = 4
 """Calls in one answer: a small model that may make any number of them makes them until its tokens end."""
@@ -61,24 +61,20 @@ def stream_prompted(
 async def _once_more(
     first: AsyncGenerator[EngineEvent, None], again: Callable[[], AsyncGenerator[EngineEvent, None]]
 ) -> AsyncGenerator[EngineEvent, None]:
-    """A call that must be made is asked for again where the first try ran on, in a number say, until its tokens ended."""
-    spent: Usage | None = None
+    """A call that must be made is asked for again where the first try ran on, in a number say, until its tokens ended.
+
+    The first try is ours, not the caller's: the usage is that of the answer.
+    """
     async with aclosing(first) as events:
         async for event in events:
             if isinstance(event, TurnEnded) and event.reasons == ("length",):
-                spent = event.usage or NOTHING
-            else:
-                yield event
-    if spent is None:
-        return
+                break
+            yield event
+        else:
+            return
     async with aclosing(again()) as events:
         async for event in events:
-            if isinstance(event, UsageSoFar):
-                yield UsageSoFar(spent + event.usage)
-            elif isinstance(event, TurnEnded) and event.usage is not None:
-                yield TurnEnded(event.reasons, spent + event.usage)
-            else:
-                yield event
+            yield event
 
 
 async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> AsyncGenerator[EngineEvent, None]:
