@@ -44,8 +44,8 @@ lint: $(VENV)/.dev ## ruff, and that everything is formatted
 type: $(VENV)/.dev ## mypy --strict on src
 	$(BIN)/mypy
 
-test: $(VENV)/.dev ## the whole suite, the real model included (ARGS="-k chat" for a part)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## the whole suite, the real model included (ARGS="-k chat" for a part, ARGS="-n 0" one after the other)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 clients: $(VENV)/.dev ## only the official SDKs against a started server
 	$(BIN)/python -m pytest tests/clients $(ARGS)
