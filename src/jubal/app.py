@@ -692,6 +692,7 @@ async def serve(
         )
     )
     _bound_heap()
+    _forget_generators()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -731,6 +732,14 @@ async def serve(
         if rpc is not None:
             await rpc.close()
         await jubal.close()
+
+
+def _forget_generators() -> None:
+    """The loop keeps no list of the async generators that run in it: 7 us of every request, which passes through five.
+
+    What it keeps the list for is to close those that are open when it ends; here each is closed by who began it.
+    """
+    sys.set_asyncgen_hooks(firstiter=None)
 
 
 M_MMAP_THRESHOLD: Final = -3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,7 +37,7 @@ from jubal.core.usage import Usage
 from jubal.engines.base import EngineState, EngineStatus
 from jubal.serving.admission import Admission
 from jubal.serving.breaker import Breaker
-from jubal.serving.pipeline import Pipeline, Served
+from jubal.serving.pipeline import Pipeline, Served, new_request_id
 from jubal.testing import Hang, ScriptedEngine
 from jubal.testing.engines import Step
 
@@ -363,3 +365,16 @@ async def test_headers_that_are_no_key(header: str | None) -> None:
 async def test_headers_that_are_one(header: str) -> None:
     made, _ = pipeline(ScriptedEngine(GOOD))
     assert await made.identify(header) is CALLER
+
+
+def test_request_ids_are_uuids_in_order_of_time() -> None:
+    """The store's trees grow at their end."""
+    ids = []
+    for _ in range(3):
+        ids += [new_request_id() for _ in range(100)]
+        time.sleep(0.002)
+    assert len(set(ids)) == len(ids)
+    assert all(str(uuid.UUID(one)) == one and uuid.UUID(one).version == 7 for one in ids)
+    assert all(uuid.UUID(one).variant == uuid.RFC_4122 for one in ids)
+    assert max(ids[:100]) < min(ids[200:])
+    assert abs(time.time() - int(ids[-1].replace("-", "")[:12], 16) / 1000) < 60

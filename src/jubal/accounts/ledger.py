@@ -27,6 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from jubal.accounts import driver
 from jubal.accounts.tables import balances, transfers
 from jubal.core.errors import BadRequest
 from jubal.core.money import exact_usd
@@ -124,10 +125,10 @@ def post_usage(conn: Connection, used: Sequence[Used]) -> None:
     posted: list[Transfer] = []
     for team_id in sorted(by_team):  # in one order everywhere: two gateways never wait for each other in a circle
         posted += _charge(conn, team_id, by_team[team_id])
-    mark = "?" if conn.dialect.paramstyle == "qmark" else "%s"
-    conn.exec_driver_sql(
+    driver.execute(
+        conn,
         f"INSERT INTO transfers ({', '.join(Transfer._fields)}) "  # noqa: S608  our own names only
-        f"VALUES ({', '.join([mark] * len(Transfer._fields))})",
+        f"VALUES ({driver.marks(conn, len(Transfer._fields))})",
         list(posted),
     )
 
@@ -137,14 +138,15 @@ def _charge(conn: Connection, team_id: str, used: list[Used]) -> list[Transfer]:
     total = sum(one.ticks for one in used)
     month = month_of(max(one.created_us for one in used))
     # Most teams have no credit and owe; then one statement does, and it fits no other team.
-    mark = "?" if conn.dialect.paramstyle == "qmark" else "%s"
-    owes = conn.exec_driver_sql(
+    mark = driver.marks(conn, 1)
+    owes = driver.execute(
+        conn,
         f"UPDATE balances SET receivable_ticks = receivable_ticks - {mark}, revenue_ticks = revenue_ticks + {mark}, "  # noqa: S608
         f"spent_ticks = spent_ticks + {mark} "
         f"WHERE team_id = {mark} AND month >= {mark} AND grant_ticks <= 0 AND prepaid_ticks <= 0",
         (total, total, total, team_id, month),
     )
-    if owes.rowcount:
+    if owes:
         return [
             Transfer(one.request_id, team_id, "receivable", "revenue", one.ticks, "usage", one.created_us)
             for one in used

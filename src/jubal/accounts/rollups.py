@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jubal.accounts import driver
 from jubal.accounts.tables import meta, usage, usage_hours
 
 if TYPE_CHECKING:
@@ -118,10 +119,9 @@ def tool_calls(tools: str) -> int:
 
 
 def _upsert(conn: Connection, values: list[tuple[Any, ...]], *, change: str = _ADDING) -> None:
-    mark = "?" if conn.dialect.paramstyle == "qmark" else "%s"
-    marks = ", ".join([mark] * len(_COLUMNS))
-    conn.exec_driver_sql(
-        f"INSERT INTO usage_hours ({', '.join(_COLUMNS)}) VALUES ({marks}) "  # noqa: S608  our own names only
+    driver.execute(
+        conn,
+        f"INSERT INTO usage_hours ({', '.join(_COLUMNS)}) VALUES ({driver.marks(conn, len(_COLUMNS))}) "  # noqa: S608  our own names only
         f"ON CONFLICT ({', '.join(CELL)}) DO UPDATE SET {change}",
         values,
     )
@@ -192,9 +192,9 @@ def forget_before(conn: Connection, before_us: int) -> None:
     """Notes that rows of before a moment are being deleted."""
     if before_us <= _deleted_before(conn):
         return
-    mark = "?" if conn.dialect.paramstyle == "qmark" else "%s"
-    conn.exec_driver_sql(
-        f"INSERT INTO meta (name, value) VALUES ({mark}, {mark}) "  # noqa: S608  no values in it
+    driver.execute(
+        conn,
+        f"INSERT INTO meta (name, value) VALUES ({driver.marks(conn, 2)}) "  # noqa: S608  no values in it
         "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         (DELETED_BEFORE, str(before_us)),
     )

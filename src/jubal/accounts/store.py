@@ -30,7 +30,7 @@ import structlog
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, Connection, Engine
 
-from jubal.accounts import tables
+from jubal.accounts import driver, tables
 from jubal.accounts.migrations import HEAD
 from jubal.core.errors import InternalError, StoreUnavailable
 
@@ -429,7 +429,7 @@ def _sqlite(url: URL, where: str) -> Engine:
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         reads = connection.get_execution_options().get(READS_ONLY)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        driver.execute(connection, "BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 

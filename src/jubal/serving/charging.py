@@ -5,6 +5,7 @@ Most teams may owe as much as they like; for them nothing is held, and all this 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from jubal.accounts import prices
@@ -50,12 +51,20 @@ class Charging:
         return self._tiers.of(caller).terms(caller.prepaid)
 
     async def hold(
-        self, caller: Caller, model: Model, price: Price, generation: Generation, window: int | None, request_id: str
+        self,
+        caller: Caller,
+        model: Model,
+        price: Price,
+        generation: Generation,
+        window: Callable[[Model], int | None],
+        request_id: str,
     ) -> tuple[Held, Generation]:
         """Sets aside the most that a generation may cost. Returns it with its answer bounded to what that pays for.
 
-        Where the caller set no bound, the answer's is the tier's, or what credit is left for. Raises `OutOfCredit`,
-        `NotAllowed`, `StoreUnavailable`.
+        window: tokens that no request for a model can exceed. Where the caller set no bound, the answer's is the tier's, or what
+        credit is left for.
+
+        Raises `OutOfCredit`, `NotAllowed`, `StoreUnavailable`.
         """
         tier = self._tiers.of(caller)
         terms = tier.terms(caller.prepaid)
@@ -64,7 +73,7 @@ class Charging:
         ceiling = prices.ceiling(
             generation,
             price,
-            window=window,
+            window=window(model),
             answer_tokens_max=tier.answer_tokens_max,
             more_prompt=self._more_prompt.get(model.name, 0),
             more_answer=self._more_answer.get(model.name, 0),

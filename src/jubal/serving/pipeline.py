@@ -69,11 +69,15 @@ _RANDOM: Final = random.SystemRandom()
 _ids: Final = random.Random(_RANDOM.getrandbits(256))  # noqa: S311  ids name requests, they protect nothing
 
 
-def random_uuid() -> str:
-    """A version 4 UUID. uuid.uuid4 asks the kernel for each, which costs as much as parsing the request."""
-    digits = f"{_ids.getrandbits(128):032x}"
+def new_request_id() -> str:
+    """A version 7 UUID (RFC 9562): 48 bits of Unix milliseconds, then 74 random ones.
+
+    In order of time, so that the store adds rows and index entries at the end of its trees: with ids in no order each row
+    dirties pages of its own, which doubles what SQLite takes to write it.
+    """
+    digits = f"{time.time_ns() // 1_000_000 << 80 | _ids.getrandbits(80):032x}"
     return (
-        f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
+        f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
     )
 
 
@@ -195,7 +199,7 @@ class Pipeline:
         scopes: Scopes | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
-        new_id: Callable[[], str] = random_uuid,
+        new_id: Callable[[], str] = new_request_id,
     ) -> None:
         self.catalogue = catalogue
         self.engines = engines
@@ -330,7 +334,7 @@ class Pipeline:
             admitted.model,
             admitted.price,
             admitted.generation,
-            self._window(admitted.model),
+            self._window,
             admitted.request_id,
         )
 
