@@ -773,6 +773,7 @@ def _settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    _of_glibc("malloc_trim", 0)  # what was only needed to start
 
 
 async def _announce(jubal: Jubal, on_ready: Callable[[], None]) -> None:

@@ -21,16 +21,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import driver
 from jubal.accounts.tables import balances, transfers
 from jubal.core.errors import BadRequest
 from jubal.core.money import exact_usd
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
 
 Account: TypeAlias = Literal["grant", "prepaid", "receivable", "revenue", "cash", "promo"]
 Kind: TypeAlias = Literal["usage", "grant", "expiry", "purchase", "refund", "payment", "adjustment"]
@@ -306,6 +309,8 @@ def _insert_into(conn: Connection, table: sa.Table) -> sqlite.Insert | postgresq
     """An INSERT that may say what happens to a row that is there."""
     if conn.dialect.name == "sqlite":
         return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql  # 2 MB that whoever is on SQLite need not have
+
     return postgresql.insert(table)
 
 
