@@ -106,9 +106,11 @@ def chat_body(turn: Generation, *, extra: Mapping[str, object] | None = None) ->
         "logprobs": None if turn.logprobs is None else True,
         "top_logprobs": turn.logprobs or None,
         "reasoning_effort": turn.reasoning,
-        "logit_bias": {str(token): bias for token, bias in sampling.bias} or None,
+        "logit_bias": {str(token): bias for token, bias in sampling.bias} if sampling.bias else None,
     }
-    body.update((name, value) for name, value in optional.items() if value is not None)
+    for name, value in optional.items():
+        if value is not None:
+            body[name] = value
     if turn.tools.functions:
         body["tools"] = [_tool(function) for function in turn.tools.functions]
         body["tool_choice"] = _tool_choice(turn.tools.choice)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from jubal.accounts import prices
 from jubal.accounts.credits import Terms
@@ -14,7 +15,6 @@ from jubal.accounts.holds import Credit, Hold
 from jubal.accounts.keys import Caller
 from jubal.accounts.prices import Ceiling
 from jubal.accounts.tiers import Tiers
-from jubal.accounts.usage import UsageRow
 from jubal.core.embedding import EmbeddingRequest
 from jubal.core.generation import Generation
 from jubal.core.model import Model
@@ -118,17 +118,31 @@ class Charging:
                 known[model.name] = known.get(model.name, 0) + over
 
 
-def charged(row: UsageRow, charge: Charge, tools: str | None, held: Held) -> UsageRow:
-    """A usage row with what it costs and where that was held."""
-    hold = held.hold
-    return row._replace(
-        cost_in_usd_ticks=charge.total,
-        input_ticks=charge.input,
-        cached_input_ticks=charge.cached_input,
-        output_ticks=charge.output,
-        reasoning_ticks=charge.reasoning,
-        request_ticks=charge.request,
-        tools=tools,
-        reserve_id=None if hold is None else hold.reserve_id,
-        drawn_ticks=None if hold is None else hold.drawn(charge.total),
-    )
+class Costs(TypedDict):
+    """The columns of `UsageRow` that say what a request costs, and where that was held."""
+
+    cost_in_usd_ticks: int
+    input_ticks: int
+    cached_input_ticks: int
+    output_ticks: int
+    reasoning_ticks: int
+    request_ticks: int
+    tools: str | None
+    reserve_id: str | None
+    drawn_ticks: int | None
+
+
+def costs(charge: Charge, tools: str | None, held: Held) -> Costs:
+    """tools: as `UsageRow.tools`."""
+    hold, total = held.hold, charge.total
+    return {
+        "cost_in_usd_ticks": total,
+        "input_ticks": charge.input,
+        "cached_input_ticks": charge.cached_input,
+        "output_ticks": charge.output,
+        "reasoning_ticks": charge.reasoning,
+        "request_ticks": charge.request,
+        "tools": tools,
+        "reserve_id": None if hold is None else hold.reserve_id,
+        "drawn_ticks": None if hold is None else hold.drawn(total),
+    }

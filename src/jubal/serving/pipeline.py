@@ -51,7 +51,7 @@ from jubal.engines.tokenizer import TokenCounter, Tokenizer
 from jubal.serving.admission import Admission
 from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import Kept, Recorder, ResponseCache, key_of
-from jubal.serving.charging import Charging, Held, charged
+from jubal.serving.charging import Charging, Held, costs
 from jubal.serving.images import Images
 
 log = structlog.get_logger("jubal.pipeline")
@@ -698,7 +698,7 @@ class _Embedding:
         return NOTHING if self.made is None else Usage(self.made.prompt_tokens, 0)
 
     def row(self, caller: Caller, endpoint: str, request_id: str, now_us: int, ended_s: float) -> UsageRow:
-        row = UsageRow(
+        return UsageRow(
             request_id=request_id,
             created_us=now_us,
             team_id=caller.team_id,
@@ -714,12 +714,11 @@ class _Embedding:
             cached_tokens=None,
             completion_tokens=0,
             reasoning_tokens=0,
-            cost_in_usd_ticks=0,
             latency_us=int((ended_s - self.began_s) * 1e6),
             first_token_us=None,
             estimated=self.made is not None and self.made.estimated,
+            **costs(self.price.charge(self.usage), None, self.held),
         )
-        return charged(row, self.price.charge(self.usage), None, self.held)
 
 
 class _Account:
@@ -783,7 +782,7 @@ class _Account:
     def row(self, now_us: int) -> UsageRow:
         admitted, usage = self._admitted, self.usage
         began = admitted.began_s
-        row = UsageRow(
+        return UsageRow(
             request_id=admitted.request_id,
             created_us=now_us,
             team_id=admitted.caller.team_id,
@@ -799,9 +798,8 @@ class _Account:
             cached_tokens=usage.cached,
             completion_tokens=usage.completion,
             reasoning_tokens=usage.reasoning,
-            cost_in_usd_ticks=0,
             latency_us=int((self._ended_s - began) * 1e6),
             first_token_us=None if self._first_s is None else int((self._first_s - began) * 1e6),
             estimated=not self._tally.exact and usage != NOTHING,
+            **costs(self.charge, tools_text(admitted.price, self.uses), admitted.held),
         )
-        return charged(row, self.charge, tools_text(admitted.price, self.uses), admitted.held)

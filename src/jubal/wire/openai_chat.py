@@ -254,7 +254,9 @@ def _message(index: int, message: _Message) -> Message:
         role,
         parts,
         message.name,
-        tuple(_past_call(index, number, call) for number, call in enumerate(message.tool_calls or ())),
+        tuple(_past_call(index, number, call) for number, call in enumerate(message.tool_calls))
+        if message.tool_calls
+        else (),
         message.tool_call_id,
         message.reasoning_content,
     )
@@ -302,6 +304,8 @@ def _past_call(index: int, number: int, call: _Call) -> PastCall:
 
 
 def _tools(asked: _Request) -> Tools:
+    if not (asked.tools or asked.search_parameters or asked.web_search_options) and asked.tool_choice is None:
+        return NO_TOOLS
     functions: list[FunctionTool] = []
     served: list[ServerTool] = []
     for number, tool in enumerate(asked.tools or ()):

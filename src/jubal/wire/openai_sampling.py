@@ -38,7 +38,9 @@ class Sampled(Protocol):
 def sampling(asked: Sampled, stops_max: int = STOPS_MAX) -> Sampling:
     """Raises `BadRequest` naming the first field out of its range."""
     for name, (low, high) in RANGES.items():
-        within(name, getattr(asked, name), low, high)
+        value = getattr(asked, name)
+        if value is not None:
+            within(name, value, low, high)
     return Sampling(
         asked.temperature,
         asked.top_p,
@@ -46,7 +48,7 @@ def sampling(asked: Sampled, stops_max: int = STOPS_MAX) -> Sampling:
         asked.presence_penalty,
         asked.seed,
         _stops(asked.stop, stops_max),
-        tuple(_bias(token, bias) for token, bias in (asked.logit_bias or {}).items()),
+        tuple(_bias(token, bias) for token, bias in asked.logit_bias.items()) if asked.logit_bias else (),
     )
 
 
