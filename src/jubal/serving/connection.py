@@ -26,6 +26,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from jubal.serving.peer import Peer
+
 log = structlog.get_logger("jubal.connection")
 
 HEAD_BYTES_MAX: Final = 64 << 10
@@ -109,6 +111,8 @@ class Connection(HttpToolsProtocol):
         self._body_bytes = 0
         self._body_mark = 0
         self._refusal: Refusal | None = None
+        self._peer = Peer()
+        self._extensions = self._peer.extensions()
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -130,6 +134,7 @@ class Connection(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
         super().connection_lost(exc)
+        self._peer.leave()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -184,6 +189,7 @@ class Connection(HttpToolsProtocol):
         self._in_body = True
         self._undone = self._body_bytes = 0
         super().on_headers_complete()
+        self.scope["extensions"] = self._extensions
         self.headers = []  # for trailers, which are no headers: they come after the request has been judged by those
 
     def _objection(self) -> Refusal | None:

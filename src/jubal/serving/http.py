@@ -15,7 +15,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Iterator,
     Mapping,
     MutableMapping,
     Sequence,
@@ -48,6 +47,7 @@ from jubal.serving.cors import Cors
 from jubal.serving.deferred import Deferred
 from jubal.serving.door import Door
 from jubal.serving.outbox import Outbox
+from jubal.serving.peer import Peer
 from jubal.serving.pipeline import Admitted, ModelKind, Pipeline
 from jubal.wire import openai_errors, openai_models, rich_models, sse
 from jubal.wire.anthropic_messages import AnthropicMessages
@@ -78,8 +78,6 @@ DEFERRED: Final = "/v1/chat/deferred-completion/"
 DEFERRED_DIALECT: Final = "chat"
 """The name in the store of the only dialect here with deferred answers."""
 REQUEST_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-WATCH_AFTER_S: Final = 0.03
-"""When a request is first watched for a client that leaves; design: the engine's work stops within 0.1 s."""
 DISCARD_S: Final = 5.0
 """How long the rest of a body that is too large is read, so that its sender gets to the answer."""
 
@@ -92,10 +90,10 @@ class Exchange:
     """One request and its answer.
 
     id: the x-request-id of the answer, a bare UUID. status: of the answer, once it has begun. key_id: whose request it is, once
-    that is known. extra: further headers for the answer.
+    that is known. extra: further headers for the answer. peer: who asks.
     """
 
-    __slots__ = ("_receive", "_send", "extra", "id", "key_id", "path", "scope", "started", "status")
+    __slots__ = ("_receive", "_send", "extra", "id", "key_id", "path", "peer", "scope", "started", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self.scope = scope
@@ -105,6 +103,7 @@ class Exchange:
         self.status: int | None = None
         self.key_id: str | None = None
         self.extra: tuple[tuple[bytes, bytes], ...] = ()
+        self.peer = Peer.of(scope)
         self._receive = receive
         self._send = send
 
@@ -152,11 +151,6 @@ class Exchange:
                     seen += len(message.get("body", b""))
                     if not message.get("more_body"):
                         return
-
-    async def gone(self) -> None:
-        """Returns when the client has closed the connection."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
 
     async def start(
         self, status: int, content_type: bytes, headers: Headers | tuple[tuple[bytes, bytes], ...] = ()
@@ -604,16 +598,8 @@ class HttpApp:
                 error = None
         outbox.end(None if isinstance(error, asyncio.CancelledError) else error)
 
-    @contextlib.contextmanager
-    def _watching(self, exchange: Exchange, work: asyncio.Task[Any]) -> Iterator[_Watch]:
-        """Cancels `work` when the client goes away, or when the server can wait no longer."""
-        watch = _Watch(exchange, work)
-        self._work.add(work)
-        try:
-            yield watch
-        finally:
-            watch.end()
-            self._work.discard(work)
+    def _watching(self, exchange: Exchange, work: asyncio.Task[Any]) -> _Watch:
+        return _Watch(exchange.peer, work, self._work)
 
     def stop_now(self) -> None:
         """The drain time is over: every open answer ends with an error that says so."""
@@ -670,36 +656,31 @@ class _KeptRoutes:
 
 
 class _Watch:
-    """Waits for the client to close the connection, and cancels the work for it then. left: it did.
+    """Within it, `work` is cancelled when the client goes away, or when the server can wait no longer. left: the client did.
 
-    It begins a moment late: most requests of a busy gateway are over by then, and need no task of their own for this.
+    open_work: what a server that can wait no longer cancels.
     """
 
-    __slots__ = ("_exchange", "_over", "_timer", "_watcher", "_work", "left")
+    __slots__ = ("_open_work", "_peer", "_work", "left")
 
-    def __init__(self, exchange: Exchange, work: asyncio.Task[Any]) -> None:
+    def __init__(self, peer: Peer, work: asyncio.Task[Any], open_work: set[asyncio.Task[Any]]) -> None:
         self.left = False
-        self._exchange = exchange
-        self._over = False
+        self._peer = peer
         self._work = work
-        self._watcher: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+        self._open_work = open_work
 
-    def _begin(self) -> None:
-        self._watcher = asyncio.ensure_future(self._exchange.gone())
-        self._watcher.add_done_callback(self._saw)
+    def __enter__(self) -> _Watch:
+        self._open_work.add(self._work)
+        self._peer.watch(self._leave)
+        return self
 
-    def _saw(self, watcher: asyncio.Future[None]) -> None:
-        if not self._over and not watcher.cancelled():
-            self.left = True
-            self._work.cancel()
+    def __exit__(self, *_: object) -> None:
+        self._peer.unwatch(self._leave)
+        self._open_work.discard(self._work)
 
-    def end(self) -> None:
-        """The work is over: nobody is cancelled from here on."""
-        self._over = True
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
+    def _leave(self) -> None:
+        self.left = True
+        self._work.cancel()
 
 
 def _stopping() -> Stopping:
