@@ -9,7 +9,7 @@ import pytest
 
 from jubal import catalogue, config
 from jubal.accounts.tiers import Tier, Tiers
-from jubal.app import LOCAL_DEFAULT, api_key, build, engine_settings
+from jubal.app import api_key, build
 from jubal.core.errors import UnknownModel
 from jubal.core.money import LongContext, Price
 
@@ -137,14 +137,14 @@ def test_everything_of_the_contract(tmp_path: Path) -> None:
     )
     assert model.fallback == ("local",)
     assert settings.private_hosts == ("intranet.example:8000", "127.0.0.1")
-    assert set(engine_settings(settings, catalogue.build(settings))) == {"box", "local"}
+    assert set(catalogue.engine_settings(settings, catalogue.build(settings))) == {"box", "local"}
 
 
 def test_no_file_is_the_defaults(tmp_path: Path) -> None:
     settings = config.load(None, {"JUBAL_HOME": str(tmp_path)})
     assert settings == config.Settings(home=tmp_path)
     assert settings.store_url == f"sqlite:///{tmp_path}/jubal.db"
-    assert engine_settings(settings, catalogue.build(settings)) == {"local": LOCAL_DEFAULT}
+    assert catalogue.engine_settings(settings, catalogue.build(settings)) == {"local": catalogue.LOCAL_DEFAULT}
 
 
 def test_the_environment_names_a_file_too_and_an_argument_wins(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"core", "engines", "accounts", "wire", "tools"},
     "config": set(),
     "catalogue": {"config", "core"},
+    "supervisor": set(),
 }
 """Package or top-level module to what of ours it may import. `app` and `cli` see everything."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 import structlog
@@ -76,8 +76,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("jubal.app")
 
 XAI_URL: Final = "https://api.x.ai/v1"
-LOCAL_DEFAULT: Final = config.Engine(kind="llama", model="smollm2-135m")
-WORDS_DEFAULT: Final = config.Engine(kind="wordllama")
 DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {
     "/v1/chat/completions": OpenAIChat,
     "/v1/completions": OpenAICompletions,
@@ -89,14 +87,6 @@ GRPC_DIALECT: Final = "xai_grpc"
 """The name in the store of what the gRPC API keeps."""
 DRAIN_GRACE_S: Final = 5.0
 """After the drain limit: for the answers that were ended to say so, and to be settled."""
-
-
-def engine_settings(settings: config.Settings, models: Catalogue) -> dict[str, config.Engine]:
-    """Every engine that a model or a fallback needs, the embedded one included where it is used unconfigured."""
-    needed = {model.engine for model in models} | {name for model in models for name in model.fallback}
-    known = {catalogue.LOCAL: LOCAL_DEFAULT, catalogue.WORDS: WORDS_DEFAULT, **settings.engines}
-    in_order = [*settings.engines, *(name for name in known if name not in settings.engines)]
-    return {name: known[name] for name in in_order if name in needed}
 
 
 def make_engine(
@@ -143,7 +133,7 @@ def make_llama(
     return LlamaEngine(
         name,
         settings.models_home,
-        engine.model or LOCAL_DEFAULT.model or "",
+        engine.model or catalogue.LOCAL_DEFAULT.model or "",
         mmproj=engine.mmproj,
         context=engine.context,
         slots=engine.slots,
@@ -454,12 +444,12 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     memory = make_memory(settings)
     served = {}
     upstreams = _Upstreams()
-    for name, wanted in engine_settings(settings, models).items():
+    for name, wanted in catalogue.engine_settings(settings, models).items():
         engine = make_engine(name, wanted, settings, memory, upstreams.facts(name, wanted))
         admission = Admission(name, _concurrency(wanted, engine), wanted.max_queued)
         served[name] = Served(engine, admission, upstreams.breaker(name, wanted))
     embedders = {}
-    for name, wanted in engine_settings(settings, embedding_models).items():
+    for name, wanted in catalogue.engine_settings(settings, embedding_models).items():
         embedder = make_embedder(name, wanted, settings, memory, upstreams.facts(name, wanted))
         admission = Admission(name, _concurrency(wanted, embedder), wanted.max_queued)
         embedders[name] = ServedEmbedder(embedder, admission, upstreams.breaker(name, wanted))
@@ -608,7 +598,7 @@ def _check_one_ability(settings: config.Settings, models: Catalogue, embedding_m
         return {name: model.name for model in reversed(of.models) for name in (model.engine, *model.fallback)}
 
     talk, embed = users(models), users(embedding_models)
-    for name, engine in engine_settings(settings, models).items():
+    for name, engine in catalogue.engine_settings(settings, models).items():
         if engine.kind == "llama" and name in embed:
             raise config.ConfigError(
                 f'{settings.file}: models."{embed[name]}".engine: the engine `{name}` of kind `llama` answers for the language '
@@ -641,27 +631,36 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `OSError`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except BaseException:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
+Orders: TypeAlias = Callable[[Callable[[], None], Callable[[], None]], None]
+"""Lets somebody say when a server drains (the first function) and when it ends the drain at once (the second).
+
+It is called in the event loop, in which both may then be called, each any number of times.
+"""
+
+
+def by_signals(drain: Callable[[], None], stop_now: Callable[[], None]) -> None:
+    """SIGTERM or SIGINT drains; a second one ends the drain at once."""
+    loop = asyncio.get_running_loop()
+    left = iter((drain,))
+
+    def stop() -> None:
+        next(left, stop_now)()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
 
 
 async def serve(
-    jubal: Jubal, listener: socket.socket, *, grpc: Place | None = None, on_ready: Callable[[], None]
+    jubal: Jubal,
+    listener: socket.socket,
+    *,
+    grpc: Place | None = None,
+    orders: Orders = by_signals,
+    on_ready: Callable[[], None],
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains, settles and returns. A second signal ends the drain at once.
+    """Serves until it is told to drain; then takes no more, lets answers end, settles and returns.
 
-    grpc: where the gRPC API listens; None: nowhere.
+    grpc: where the gRPC API listens; None: nowhere. orders: who tells it.
     on_ready is called when every engine is ready and requests are taken.
     """
     settings = jubal.settings.server
@@ -703,9 +702,8 @@ async def serve(
         if rpc is not None:
             rpc.stop_now()
 
-    def stop() -> None:
+    def drain() -> None:
         if stopping.is_set():
-            stop_now()
             return
         stopping.set()
         server.should_exit = True
@@ -713,8 +711,7 @@ async def serve(
             rpc.drain(settings.drain_s + DRAIN_GRACE_S)
         loop.call_later(settings.drain_s, stop_now)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    orders(drain, stop_now)
     await jubal.start()
     if rpc is not None and grpc is not None:
         try:

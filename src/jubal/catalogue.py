@@ -13,6 +13,9 @@ LOCAL: Final = "local"
 WORDS: Final = "words"
 """The embedded embedder, likewise."""
 
+LOCAL_DEFAULT: Final = config.Engine(kind="llama", model="smollm2-135m")
+WORDS_DEFAULT: Final = config.Engine(kind="wordllama")
+
 EMBEDDING: Final = ("embedding",)
 
 _FAST: Final = Price.from_usd_per_million(0.20, 0.05, 0.50)
@@ -129,6 +132,14 @@ def build(settings: config.Settings) -> Catalogue:
     if settings.engines and LOCAL not in settings.engines:
         models = {name: model for name, model in models.items() if model.engine != LOCAL or name in settings.models}
     return Catalogue.of(models.values())
+
+
+def engine_settings(settings: config.Settings, models: Catalogue) -> dict[str, config.Engine]:
+    """Every engine that a model or a fallback needs, the embedded one included where it is used unconfigured."""
+    needed = {model.engine for model in models} | {name for model in models for name in model.fallback}
+    known = {LOCAL: LOCAL_DEFAULT, WORDS: WORDS_DEFAULT, **settings.engines}
+    in_order = [*settings.engines, *(name for name in known if name not in settings.engines)]
+    return {name: known[name] for name in in_order if name in needed}
 
 
 def _changed(base: Model | None, name: str, changed: config.Model) -> Model:

@@ -23,27 +23,21 @@ MB: Final = 1_000_000
 
 def llama_models(settings: config.Settings) -> dict[str, str]:
     """The model that each embedded engine needs, for text or for vectors, by the engine's name."""
-    from jubal import app
-
     engines: dict[str, config.Engine] = {}
     for models in (catalogue.build(settings), catalogue.embedding_models(settings)):
-        engines |= app.engine_settings(settings, models)
+        engines |= catalogue.engine_settings(settings, models)
     return models_of(engines)
 
 
 def models_of(engines: dict[str, config.Engine]) -> dict[str, str]:
     """The model of each engine that has one, by the engine's name."""
-    from jubal import app
-
-    default = app.LOCAL_DEFAULT.model or ""
+    default = catalogue.LOCAL_DEFAULT.model or ""
     return {name: engine.model or default for name, engine in engines.items() if engine.kind == "llama"}
 
 
 def projectors(settings: config.Settings) -> dict[str, str]:
     """The file that lets an embedded engine see images, by the name of each engine that has one."""
-    from jubal import app
-
-    engines = app.engine_settings(settings, catalogue.build(settings))
+    engines = catalogue.engine_settings(settings, catalogue.build(settings))
     return {name: engine.mmproj for name, engine in engines.items() if engine.mmproj is not None}
 
 

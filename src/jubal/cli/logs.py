@@ -14,22 +14,22 @@ import structlog
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
-def configure(level: str) -> None:
-    """Jubal's own events, from `level` on."""
+def configure(level: str, *, pid: int | None = None) -> None:
+    """Jubal's own events, from `level` on. pid: of this process, for every line, where several write to one place."""
     structlog.configure(
-        processors=[*_fields(), *_rendering()],
+        processors=[*_fields(pid), *_rendering()],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
-def configure_libraries() -> None:
+def configure_libraries(*, pid: int | None = None) -> None:
     """What libraries, uvicorn among them, log through `logging`: warnings and worse, in the same form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *_fields()],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *_fields(pid)],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering()],
         )
     )
@@ -38,8 +38,13 @@ def configure_libraries() -> None:
     root.setLevel(logging.WARNING)
 
 
-def _fields() -> list[Any]:
+def _fields(pid: int | None) -> list[Any]:
+    def add_pid(_logger: Any, _method: str, event: Any) -> Any:
+        event["pid"] = pid
+        return event
+
     return [
+        *([] if pid is None else [add_pid]),
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

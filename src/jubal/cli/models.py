@@ -134,7 +134,6 @@ def rm(
 
 
 def _shown(settings: config.Settings) -> list[Shown]:
-    from jubal import app as root
     from jubal.engines import weights
 
     names = fetching.llama_models(settings)
@@ -145,7 +144,7 @@ def _shown(settings: config.Settings) -> list[Shown]:
         ("language", catalogue.build(settings)),
         ("embedding", catalogue.embedding_models(settings)),
     ):
-        engines = root.engine_settings(settings, models)
+        engines = catalogue.engine_settings(settings, models)
         for model in models:
             engine = engines[model.engine]
             answers, context = _real(model, ability, engine, settings)

@@ -29,6 +29,7 @@ from jubal.cli import (
     teams,
     tools,
     usage,
+    workers,
 )
 from jubal.cli.common import CommandError, complain, drop_stdout
 from jubal.config import ConfigError
@@ -107,6 +108,7 @@ def root(
 
 
 app.command("serve")(serve.serve)
+app.command("worker", hidden=True)(workers.worker)
 app.command("chat")(chat.chat)
 app.add_typer(keys.app, name="keys")
 app.add_typer(teams.app, name="teams")

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -21,6 +21,7 @@ import msgspec
 import typer
 
 from jubal import config
+from jubal.cli import workers
 from jubal.cli.common import (
     FIRST_KEY,
     CommandError,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from jubal.accounts.store import Store
-    from jubal.app import Jubal
+    from jubal.app import Jubal, Orders
     from jubal.serving.places import Place
 
 FIRST_KEY_NAME: Final = "first"
@@ -83,23 +84,50 @@ def serve(
     """
     began_s = time.monotonic()
     settings = _settings(config_file, host, port, grpc_port)
-    _check_workers(settings)
+    several = settings.server.workers > 1
+    if several:
+        workers.check(settings)
     _allow_files(settings.server.connections_max)
     make_home(settings)
     listener = _bind(settings.server)
     grpc = _grpc_place(settings)
     with listener:
-        from jubal import app
-        from jubal.accounts.store import Store
+        if several:
+            workers.supervise(settings, listener, grpc, log_level.value, began_s)
+            return
         from jubal.cli import logs
 
         logs.configure(log_level.value)
         logs.configure_libraries()
-        with Store.open(settings.store_url) as store:
-            jubal = app.build(settings, store=store)
-            began_s += _fetch_models(settings)
-            key = _make_first_key(store, settings)
-            _run(jubal, listener, grpc, key, began_s)
+        run(settings, listener, with_tls(settings, grpc), began_s=began_s, show=_show)
+    with whoever_reads():
+        print("Stopped.", flush=True)
+
+
+def run(
+    settings: config.Settings,
+    listener: socket.socket,
+    grpc: Place | None,
+    *,
+    first: bool = True,
+    began_s: float | None = None,
+    show: Callable[[Shown], None],
+    orders: Orders | None = None,
+) -> None:
+    """One gateway, from settings to its end. first: no other does for it what has to be done once for all.
+
+    show: what to do with what a start tells, when requests are taken. orders: see `app.serve`.
+    """
+    from jubal import app
+    from jubal.accounts.store import Store
+
+    with Store.open(settings.store_url) as store:
+        jubal = app.build(settings, store=store)
+        fetched_s = _fetch_models(settings) if first else 0.0
+        key = _make_first_key(store, settings) if first else None
+        began_s = None if began_s is None else began_s + fetched_s
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(jubal, listener, grpc, Start(first, key, began_s), show, orders or app.by_signals))
 
 
 def _settings(config_file: Path | None, host: str | None, port: int | None, grpc_port: int | None) -> config.Settings:
@@ -108,14 +136,6 @@ def _settings(config_file: Path | None, host: str | None, port: int | None, grpc
     flags = {"host": host, "port": port, "grpc_port": grpc_port}
     given = {name: value for name, value in flags.items() if value is not None}
     return msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
-
-
-def _check_workers(settings: config.Settings) -> None:
-    """The one place that knows how many processes a server may have. Raises `ConfigError`."""
-    if settings.server.workers > 1:
-        raise config.ConfigError(
-            f"{settings.file}: server.workers: this release runs one worker, expected 1, got {settings.server.workers}."
-        )
 
 
 def _allow_files(connections_max: int) -> None:
@@ -134,10 +154,10 @@ def _allow_files(connections_max: int) -> None:
 
 def _bind(server: config.Server) -> socket.socket:
     """Raises `CommandError` for an address that can't be had."""
-    from jubal import app
+    from jubal.serving.places import bind
 
     try:
-        return app.bind(server.host, server.port)
+        return bind(server.host, server.port)
     except PermissionError:
         raise CommandError(
             f"port {server.port} needs more rights than this user has: use --port with 1024 or more."
@@ -154,7 +174,8 @@ def _bind(server: config.Server) -> socket.socket:
 
 
 def _grpc_place(settings: config.Settings) -> Place | None:
-    """Where to serve gRPC; None for nowhere. The default port is left to whoever has it; one that was asked for must be free.
+    """Where to serve gRPC, without TLS yet; None for nowhere. The default port is left to whoever has it; one that was asked for
+    must be free.
 
     Raises `CommandError`, `ConfigError`.
     """
@@ -164,11 +185,10 @@ def _grpc_place(settings: config.Settings) -> Place | None:
     # Said before the library is loaded: it would print a line for every process that is started while it works.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     port = server.grpc_port or config.GRPC_PORT
-    tls = _tls(settings)
     from jubal.serving.places import place
 
     try:
-        return place(server.host, port, tls, required=server.grpc_port is not None)
+        return place(server.host, port, required=server.grpc_port is not None)
     except OSError as error:
         why = "is already in use" if error.errno == errno.EADDRINUSE else f"can't be had: {error.strerror}"
         if server.grpc_port is None:
@@ -179,15 +199,15 @@ def _grpc_place(settings: config.Settings) -> Place | None:
         ) from None
 
 
-def _tls(settings: config.Settings) -> tuple[bytes, bytes] | None:
-    """Key and certificate chain in PEM. Raises `ConfigError`."""
+def with_tls(settings: config.Settings, place: Place | None) -> Place | None:
+    """The place with the configured certificate, where there is one. Raises `ConfigError`."""
     from jubal import app
 
     files = settings.tls_files
-    if files is None or app.tls_context(settings) is None:  # which says what is wrong with the files
-        return None
+    if place is None or files is None or app.tls_context(settings) is None:  # which says what is wrong with the files
+        return place
     cert, key = files
-    return key.read_bytes(), cert.read_bytes()
+    return replace(place, tls=(key.read_bytes(), cert.read_bytes()))
 
 
 def _fetch_models(settings: config.Settings) -> float:
@@ -249,13 +269,6 @@ def _write_secret(file: Path, secret: str) -> None:
 # -------------------------------------------------------------------------------------------------------- the server
 
 
-def _run(jubal: Jubal, listener: socket.socket, grpc: Place | None, new_key: str | None, began_s: float) -> None:
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(jubal, listener, grpc, new_key, began_s))
-    with _whoever_reads():
-        print("Stopped.", flush=True)
-
-
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's where it is installed: everywhere but on Windows."""
     try:
@@ -265,14 +278,28 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """first: see `run`. new_key: made by this start. began_s: when, on the monotonic clock; None: whoever asks knows."""
+
+    first: bool
+    new_key: str | None
+    began_s: float | None
+
+
 async def _serve(
-    jubal: Jubal, listener: socket.socket, grpc: Place | None, new_key: str | None, began_s: float
+    jubal: Jubal,
+    listener: socket.socket,
+    grpc: Place | None,
+    start: Start,
+    show: Callable[[Shown], None],
+    orders: Orders,
 ) -> None:
     from jubal import app
 
-    kept = None if new_key else await _kept_key(jubal)
-    shown = _Shown(jubal, listener.getsockname()[1], new_key, kept, began_s)
-    await app.serve(jubal, listener, grpc=grpc, on_ready=shown.ready)
+    kept = await _kept_key(jubal) if start.first and not start.new_key else None
+    shown = Shown(jubal, listener.getsockname()[1], start.new_key, kept, start.began_s)
+    await app.serve(jubal, listener, grpc=grpc, orders=orders, on_ready=lambda: show(shown))
 
 
 async def _kept_key(jubal: Jubal) -> str | None:
@@ -290,21 +317,20 @@ async def _kept_key(jubal: Jubal) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """What a start prints. new_key: made by this start; kept_key: in its file since an earlier one. port: the real one."""
+class Shown:
+    """What a start tells. new_key: made by this start; kept_key: in its file since an earlier one. port: the real one.
+
+    began_s: see `Start`.
+    """
 
     jubal: Jubal
     port: int
     new_key: str | None
     kept_key: str | None
-    began_s: float
+    began_s: float | None
 
-    def ready(self) -> None:
-        """Called once, when requests are taken and every engine is ready or has failed."""
-        with _whoever_reads():
-            self._print()
-
-    def _print(self) -> None:
+    def print(self) -> bool:
+        """All but the last line. False where an engine failed."""
         server = self.jubal.settings.server
         failed = self._failed()
         url = base_url(server, self.port)
@@ -323,9 +349,7 @@ class _Shown:
             )
         for line in failed:
             _print_red(line)
-        if not failed:
-            print(f"Jubal is ready in {time.monotonic() - self.began_s:.1f} s. Ctrl-C stops it.")
-        sys.stdout.flush()
+        return not failed
 
     def _failed(self) -> list[str]:
         found = []
@@ -375,8 +399,20 @@ class _Shown:
         )
 
 
+def _show(shown: Shown) -> None:
+    """Called once, when requests are taken and every engine is ready or has failed."""
+    with whoever_reads():
+        if shown.print() and shown.began_s is not None:
+            print_ready(shown.began_s)
+        sys.stdout.flush()
+
+
+def print_ready(began_s: float, processes: str = "") -> None:
+    print(f"Jubal is ready in {time.monotonic() - began_s:.1f} s{processes}. Ctrl-C stops it.")
+
+
 @contextmanager
-def _whoever_reads() -> Iterator[None]:
+def whoever_reads() -> Iterator[None]:
     """A reader of our output that left, as in `jubal serve | head`, is no reason to stop serving."""
     try:
         yield

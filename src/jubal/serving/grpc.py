@@ -52,7 +52,6 @@ OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_SPACING_MS),
     ("grpc.http2.max_ping_strikes", 0),  # never GOAWAY for pings: a client behind a bad network is no attacker
-    ("grpc.so_reuseport", 0),  # a port that is taken must be an error
 )
 WAITING_MAX: Final = 1_000
 """Events that a slow client may leave unread before its engine has to wait."""
@@ -214,7 +213,7 @@ class GrpcServer:
 
     async def start(self, at: Place) -> None:
         """Raises `OSError` for an address that can't be had."""
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=(*OPTIONS, ("grpc.so_reuseport", int(at.shared))))
         server.add_generic_rpc_handlers((_Router(self._methods()),))
         servicer = _Health(self._is_healthy)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

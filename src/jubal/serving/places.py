@@ -1,4 +1,4 @@
-"""Where gRPC listens. Apart from its server, whose libraries take memory."""
+"""Where a server listens. Apart from the servers, whose libraries take memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,36 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to listen. tls: key and certificate chain in PEM; None: plaintext. required: go on without it, or don't."""
+    """Where gRPC listens. tls: key and certificate chain in PEM; None: plaintext. required: go on without it, or don't.
+
+    shared: other processes of this server listen there too.
+    """
 
     hosts: tuple[str, ...]
     port: int
     tls: tuple[bytes, bytes] | None = None
     required: bool = True
+    shared: bool = False
 
     @property
     def addresses(self) -> Iterator[str]:
         for host in self.hosts:
             yield f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except BaseException:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
 
 
 def place(host: str, port: int, tls: tuple[bytes, bytes] | None = None, *, required: bool = True) -> Place:
@@ -40,6 +59,25 @@ def place(host: str, port: int, tls: tuple[bytes, bytes] | None = None, *, requi
             if error.errno == errno.EADDRINUSE:
                 raise
     return Place(tuple(hosts), port, tls, required)
+
+
+def reserve(at: Place) -> list[socket.socket]:
+    """Keeps a place for processes that share it, as long as these sockets are open.
+
+    They are bound and do not listen, so no connection comes to them. The gRPC library takes no socket that is open already; with
+    SO_REUSEPORT each process opens its own, and the kernel deals connections out. Raises `OSError`.
+    """
+    kept = []
+    try:
+        for host in at.hosts:
+            kept.append(one := socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            one.bind((host, at.port))
+    except BaseException:
+        for one in kept:
+            one.close()
+        raise
+    return kept
 
 
 def _probe(host: str, port: int) -> None:

@@ -1,0 +1,162 @@
+"""`[server] workers`: `jubal serve` as several processes. What the parent does, and the command that each worker runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+import typer
+
+from jubal import config
+
+if TYPE_CHECKING:
+    from jubal.cli.serve import Shown
+    from jubal.serving.places import Place
+
+GRACE_S: Final = 15.0
+"""After the drain limit: for the answers that were ended to say so and to be settled. Who is there longer is killed."""
+
+
+class _Orders(msgspec.Struct, frozen=True):
+    """What a worker is told first. The settings as the parent read them: the file may be another one by the time of a restart.
+
+    listener: the file descriptor of the listening socket. grpc: hosts and port. first: see `serve.run`.
+    """
+
+    settings: config.Settings
+    listener: int
+    grpc: tuple[tuple[str, ...], int] | None
+    log_level: str
+    first: bool
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What a worker says when it is ready. text: what its start tells, all but the last line. well: no engine failed."""
+
+    text: str
+    well: bool
+
+
+def check(settings: config.Settings) -> None:
+    """Whether several processes can serve these settings. Raises `ConfigError`."""
+    from jubal import catalogue
+
+    where = f"{settings.file}: server.workers"
+    if sys.platform == "win32":
+        raise config.ConfigError(f"{where}: on Windows a server is one process, expected 1.")
+    if settings.limits.url.startswith("memory://"):
+        raise config.ConfigError(
+            f"{where}: several workers can't count rate limits together in memory: "
+            'set limits.url = "redis://HOST:PORT/0", or workers = 1.'
+        )
+    for models in (catalogue.build(settings), catalogue.embedding_models(settings)):
+        engines = catalogue.engine_settings(settings, models)
+        for model in models:
+            for name in (model.engine, *model.fallback):
+                if engines[name].kind == "llama":
+                    raise config.ConfigError(
+                        f"{where}: the model `{model.name}` is served by the engine `{name}` of kind `llama`, which belongs to one "
+                        "process. Serve it with a `jubal serve` of its own, and name that one here as an engine of kind `openai`; "
+                        "or set workers = 1."
+                    )
+
+
+# ---------------------------------------------------------------------------------------------- the parent
+
+
+def supervise(
+    settings: config.Settings, listener: socket.socket, grpc: Place | None, log_level: str, began_s: float
+) -> None:
+    """Serves with several workers until all have ended. Raises `typer.Exit` where that is not what somebody asked for.
+
+    The parent stays small: it imports neither the server nor the store. What has to be done once, from migrations to the
+    first key, is done by the first worker, before there are others.
+    """
+    from jubal.cli import logs, serve
+    from jubal.serving.places import reserve
+    from jubal.supervisor import Supervisor
+
+    logs.configure(log_level, pid=os.getpid())
+
+    def orders(first: bool) -> bytes:
+        place = None if grpc is None else (grpc.hosts, grpc.port)
+        return msgspec.msgpack.encode(_Orders(settings, listener.fileno(), place, log_level, first), enc_hook=str)
+
+    def show(said: bytes) -> None:
+        told = msgspec.msgpack.decode(said, type=_Said)
+        with serve.whoever_reads():
+            print(told.text, end="")
+            if told.well:
+                serve.print_ready(began_s, f" with {settings.server.workers} workers")
+            sys.stdout.flush()
+
+    async def run(close_door: Callable[[], None]) -> int:
+        supervisor = Supervisor(
+            settings.server.workers,
+            lambda line: (sys.executable, "-P", "-m", "jubal", "worker", str(line)),
+            orders,
+            inherited=(listener.fileno(),),
+            close_door=close_door,
+            drain_s=settings.server.drain_s + GRACE_S,
+        )
+        return await supervisor.run(show)
+
+    with ExitStack() as door:
+        door.callback(listener.close)
+        for kept in () if grpc is None else reserve(grpc):
+            door.callback(kept.close)
+        code = asyncio.run(run(door.close))
+    if code:
+        raise typer.Exit(code)
+    with serve.whoever_reads():
+        print("Stopped.", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------- a worker
+
+
+def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
+    """One process of `jubal serve`, which starts it; nothing for a shell."""
+    from jubal.cli import logs, serve
+    from jubal.serving.places import Place
+    from jubal.supervisor import Line
+
+    parent = Line(line)
+    orders = msgspec.msgpack.decode(parent.orders(), type=_Orders, dec_hook=_path)
+    logs.configure(orders.log_level, pid=os.getpid())
+    logs.configure_libraries(pid=os.getpid())
+    listener = socket.socket(fileno=orders.listener)
+    listener.set_inheritable(False)
+    settings = orders.settings
+    place = None if orders.grpc is None else serve.with_tls(settings, Place(*orders.grpc, shared=True))
+
+    def listen(drain: Callable[[], None], stop_now: Callable[[], None]) -> None:
+        parent.listen(drain, stop_now, drain_s=settings.server.drain_s + GRACE_S)
+
+    def show(shown: Shown) -> None:
+        parent.ready(msgspec.msgpack.encode(_said(shown) if orders.first else _Said("", well=True)))
+
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    with listener:
+        serve.run(settings, listener, place, first=orders.first, show=show, orders=listen)
+
+
+def _said(shown: Shown) -> _Said:
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        well = shown.print()
+    return _Said(text.getvalue(), well)
+
+
+def _path(kind: Any, value: Any) -> Any:
+    """The one type of settings that the encoding does not know."""
+    assert kind is Path
+    return Path(value)
