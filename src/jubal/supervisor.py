@@ -46,10 +46,9 @@ def pause_s(deaths: int) -> float:
 class Supervisor:
     """`number` workers, from the first start to the last exit. For one event loop, and `run` for one call.
 
-    command: the argv of a worker, given the file descriptor of its line. inherited: further descriptors for workers.
-    orders: what a worker is told first; `first`: nobody is there before it, so it prepares what all of them need.
-    close_door: lets go of what the parent itself holds open for connections. drain_s: how long a drain may take, after which
-    workers are killed.
+    command: the argv of a worker, given the file descriptor of its line. orders: what a worker is told first; `first`: nobody is
+    there before it, so it prepares what all of them need. close_door: lets go of the ports that the parent keeps for them.
+    drain_s: how long a drain may take, after which workers are killed.
     """
 
     def __init__(
@@ -58,14 +57,12 @@ class Supervisor:
         command: Callable[[int], Sequence[str]],
         orders: Callable[[bool], bytes],
         *,
-        inherited: Sequence[int] = (),
         close_door: Callable[[], None] = lambda: None,
         drain_s: float = 60,
     ) -> None:
         self._number = number
         self._command = command
         self._orders = orders
-        self._inherited = tuple(inherited)
         self._close_door = close_door
         self._drain_s = drain_s
         self._stopping = asyncio.Event()
@@ -151,7 +148,7 @@ class Supervisor:
             process = await asyncio.create_subprocess_exec(
                 *self._command(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), *self._inherited),
+                pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in a terminal is for the parent, which tells its workers
             )
         worker = _Worker(process, *await asyncio.open_connection(sock=ours))

@@ -89,7 +89,7 @@ def serve(
         workers.check(settings)
     _allow_files(settings.server.connections_max)
     make_home(settings)
-    listener = _bind(settings.server)
+    listener = _bind(settings.server, several=several)
     grpc = _grpc_place(settings)
     with listener:
         if several:
@@ -152,12 +152,15 @@ def _allow_files(connections_max: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _bind(server: config.Server) -> socket.socket:
-    """Raises `CommandError` for an address that can't be had."""
-    from jubal.serving.places import bind
+def _bind(server: config.Server, *, several: bool) -> socket.socket:
+    """A listening socket; for several processes one that keeps the port for theirs.
+
+    Raises `CommandError` for an address that can't be had.
+    """
+    from jubal.serving import places
 
     try:
-        return bind(server.host, server.port)
+        return (places.reserve if several else places.bind)(server.host, server.port)
     except PermissionError:
         raise CommandError(
             f"port {server.port} needs more rights than this user has: use --port with 1024 or more."

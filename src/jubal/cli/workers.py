@@ -29,11 +29,11 @@ GRACE_S: Final = 15.0
 class _Orders(msgspec.Struct, frozen=True):
     """What a worker is told first. The settings as the parent read them: the file may be another one by the time of a restart.
 
-    listener: the file descriptor of the listening socket. grpc: hosts and port. first: see `serve.run`.
+    port: of HTTP, the real one. grpc: hosts and port. first: see `serve.run`.
     """
 
     settings: config.Settings
-    listener: int
+    port: int
     grpc: tuple[tuple[str, ...], int] | None
     log_level: str
     first: bool
@@ -74,22 +74,23 @@ def check(settings: config.Settings) -> None:
 
 
 def supervise(
-    settings: config.Settings, listener: socket.socket, grpc: Place | None, log_level: str, began_s: float
+    settings: config.Settings, kept: socket.socket, grpc: Place | None, log_level: str, began_s: float
 ) -> None:
     """Serves with several workers until all have ended. Raises `typer.Exit` where that is not what somebody asked for.
 
     The parent stays small: it imports neither the server nor the store. What has to be done once, from migrations to the
-    first key, is done by the first worker, before there are others.
+    first key, is done by the first worker, before there are others. kept: keeps the port for them.
     """
     from jubal.cli import logs, serve
     from jubal.serving.places import reserve
     from jubal.supervisor import Supervisor
 
     logs.configure(log_level, pid=os.getpid())
+    port = kept.getsockname()[1]
 
     def orders(first: bool) -> bytes:
         place = None if grpc is None else (grpc.hosts, grpc.port)
-        return msgspec.msgpack.encode(_Orders(settings, listener.fileno(), place, log_level, first), enc_hook=str)
+        return msgspec.msgpack.encode(_Orders(settings, port, place, log_level, first), enc_hook=str)
 
     def show(said: bytes) -> None:
         told = msgspec.msgpack.decode(said, type=_Said)
@@ -104,16 +105,16 @@ def supervise(
             settings.server.workers,
             lambda line: (sys.executable, "-P", "-m", "jubal", "worker", str(line)),
             orders,
-            inherited=(listener.fileno(),),
             close_door=close_door,
             drain_s=settings.server.drain_s + GRACE_S,
         )
         return await supervisor.run(show)
 
     with ExitStack() as door:
-        door.callback(listener.close)
-        for kept in () if grpc is None else reserve(grpc):
-            door.callback(kept.close)
+        door.enter_context(kept)
+        if grpc is not None:
+            for host in grpc.hosts:
+                door.enter_context(reserve(host, grpc.port))
         code = asyncio.run(run(door.close))
     if code:
         raise typer.Exit(code)
@@ -127,15 +128,13 @@ def supervise(
 def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
     """One process of `jubal serve`, which starts it; nothing for a shell."""
     from jubal.cli import logs, serve
-    from jubal.serving.places import Place
+    from jubal.serving.places import Place, bind
     from jubal.supervisor import Line
 
     parent = Line(line)
     orders = msgspec.msgpack.decode(parent.orders(), type=_Orders, dec_hook=_path)
     logs.configure(orders.log_level, pid=os.getpid())
     logs.configure_libraries(pid=os.getpid())
-    listener = socket.socket(fileno=orders.listener)
-    listener.set_inheritable(False)
     settings = orders.settings
     place = None if orders.grpc is None else serve.with_tls(settings, Place(*orders.grpc, shared=True))
 
@@ -146,7 +145,7 @@ def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
         parent.ready(msgspec.msgpack.encode(_said(shown) if orders.first else _Said("", well=True)))
 
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    with listener:
+    with bind(settings.server.host, orders.port, shared=True) as listener:
         serve.run(settings, listener, place, first=orders.first, show=show, orders=listen)
 
 

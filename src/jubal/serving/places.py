@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 
@@ -27,19 +28,14 @@ class Place:
             yield f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `OSError`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket. shared: beside those of other processes, where `reserve` keeps the port. Raises `OSError`."""
+    with ExitStack() as undo:
+        listener = undo.enter_context(_bound(host, port, shared=shared))
         listener.listen(2048)
-    except BaseException:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
+        listener.setblocking(False)
+        undo.pop_all()
+        return listener
 
 
 def place(host: str, port: int, tls: tuple[bytes, bytes] | None = None, *, required: bool = True) -> Place:
@@ -61,29 +57,34 @@ def place(host: str, port: int, tls: tuple[bytes, bytes] | None = None, *, requi
     return Place(tuple(hosts), port, tls, required)
 
 
-def reserve(at: Place) -> list[socket.socket]:
-    """Keeps a place for processes that share it, as long as these sockets are open.
+def reserve(host: str, port: int) -> socket.socket:
+    """Keeps a port, as long as this socket is open, for processes that all listen there with `shared`; port 0: any that is free.
 
-    They are bound and do not listen, so no connection comes to them. The gRPC library takes no socket that is open already; with
-    SO_REUSEPORT each process opens its own, and the kernel deals connections out. Raises `OSError`.
+    It does not listen itself, so no connection comes to it: the kernel deals them out to those that do. Raises `OSError` where
+    somebody has the port, be it kept like this one.
     """
-    kept = []
+    with bind(host, port) as alone, ExitStack() as undo:  # where somebody listens or keeps it, this fails
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        kept = undo.enter_context(_bound(host, alone.getsockname()[1], shared=True))
+        # With this option, which lets a server follow its predecessor at once, others could still bind beside it.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        undo.pop_all()
+        return kept
+
+
+def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        for host in at.hosts:
-            kept.append(one := socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM))
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            one.bind((host, at.port))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((host, port))
     except BaseException:
-        for one in kept:
-            one.close()
+        made.close()
         raise
-    return kept
+    return made
 
 
 def _probe(host: str, port: int) -> None:
     """Raises `OSError` where nobody can listen there. The library would say only that it failed."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1)
+    bind(host, port).close()
