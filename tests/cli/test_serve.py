@@ -173,12 +173,35 @@ def test_an_engine_without_its_key_stops_the_start(home: Path, cli: Cli, tmp_pat
     assert not (cli.home / "first-key").exists()
 
 
-def test_more_workers_are_not_pretended(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (ECHO, ("in memory", 'limits.url = "redis://')),
+        (
+            '[limits]\nurl = "redis://127.0.0.1:1"\n',
+            ("the model `grok-4`", "the engine `local` of kind `llama`", "workers = 1"),
+        ),
+        (
+            f'{ECHO}[engines.vectors]\nkind = "llama"\n[models.v]\nkind = "embedding"\nengine = "vectors"\n'
+            '[limits]\nurl = "redis://127.0.0.1:1"\n',
+            ("the model `v`", "the engine `vectors` of kind `llama`"),
+        ),
+        (
+            f'{ECHO}[engines.spare]\nkind = "llama"\n[models."grok-4"]\nfallback = ["spare"]\n'
+            '[limits]\nurl = "redis://127.0.0.1:1"\n',
+            ("the model `grok-4`", "the engine `spare` of kind `llama`"),
+        ),
+    ],
+)
+def test_what_one_process_must_have_for_itself_keeps_several_from_starting(
+    config: str, words: tuple[str, ...], cli: Cli, tmp_path: Path
+) -> None:
     file = tmp_path / "jubal.toml"
-    file.write_text("[server]\nworkers = 4\n")
+    file.write_text(f"[server]\nworkers = 4\n{config}")
     done = cli("serve", "--grpc-port", "0", "--config", str(file), "--port", "0")
     assert done.exit_code == 2
     assert f"{file}: server.workers: " in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
 
 
 def test_an_engine_that_fails_is_not_called_ready(home: Path, tmp_path: Path) -> None:
