@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Final
 
 import structlog
@@ -144,13 +145,15 @@ class Supervisor:
 
     async def _start(self, *, first: bool = False) -> _Worker:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ExitStack() as undo, theirs:
+            undo.enter_context(ours)
             process = await asyncio.create_subprocess_exec(
                 *self._command(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in a terminal is for the parent, which tells its workers
             )
+            undo.pop_all()
         worker = _Worker(process, *await asyncio.open_connection(sock=ours))
         self._workers.add(worker)
         worker.tell(packed(self._orders(first)))

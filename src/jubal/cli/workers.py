@@ -132,7 +132,10 @@ def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
     from jubal.supervisor import Line
 
     parent = Line(line)
-    orders = msgspec.msgpack.decode(parent.orders(), type=_Orders, dec_hook=_path)
+    try:
+        orders = msgspec.msgpack.decode(parent.orders(), type=_Orders, dec_hook=_path)
+    except EOFError:  # the parent was killed meanwhile; there is nobody to work for
+        raise typer.Exit(1) from None
     logs.configure(orders.log_level, pid=os.getpid())
     logs.configure_libraries(pid=os.getpid())
     settings = orders.settings
