@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
 from jubal.serving.deferred import Deferred
 from jubal.serving.door import Door
-from jubal.serving.grpc import MESSAGE_BYTES_MAX, OPTIONS, GrpcServer
+from jubal.serving.grpc import MESSAGE_BYTES_MAX, GrpcServer, options
 from jubal.serving.pipeline import Pipeline, Served
-from jubal.serving.places import Place, place
+from jubal.serving.places import Place, bind, place, reserve
 from jubal.testing.engines import ScriptedEngine
 from jubal.testing.tools import ScriptedTools
 from jubal.tools.base import Found, ToolFailed, ToolOutput
@@ -162,12 +162,13 @@ async def test_an_unforeseen_fault_is_internal(tmp_path: Path) -> None:
 
 
 def test_options_let_the_sdk_live() -> None:
-    options: dict[str, Any] = dict(OPTIONS)
-    assert options["grpc.keepalive_permit_without_calls"] == 1, "it pings without calls too"
-    assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] < 30_000, "every 30 s"
-    assert options["grpc.http2.max_ping_strikes"] == 0
-    assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == MESSAGE_BYTES_MAX
-    assert options["grpc.so_reuseport"] == 0
+    alone: dict[str, Any] = dict(options(shared=False))
+    assert alone["grpc.keepalive_permit_without_calls"] == 1, "it pings without calls too"
+    assert alone["grpc.http2.min_recv_ping_interval_without_data_ms"] < 30_000, "every 30 s"
+    assert alone["grpc.http2.max_ping_strikes"] == 0
+    assert alone["grpc.max_receive_message_length"] == alone["grpc.max_send_message_length"] == MESSAGE_BYTES_MAX
+    assert alone["grpc.so_reuseport"] == 0
+    assert dict(options(shared=True)) == {**alone, "grpc.so_reuseport": 1}
 
 
 def test_places() -> None:
@@ -181,6 +182,23 @@ def test_places() -> None:
         taken.listen(1)
         with pytest.raises(OSError, match="in use"):
             place("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(OSError, match="in use"):
+            reserve("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_port_that_is_kept_for_several_is_nobody_elses() -> None:
+    with reserve("127.0.0.1", 0) as kept:
+        host, port = kept.getsockname()
+        for listeners in (0, 1, 2):
+            with ExitStack() as several:
+                for _ in range(listeners):
+                    several.enter_context(bind(host, port, shared=True))
+                for other in (bind, reserve, place):
+                    with pytest.raises(OSError, match="in use"):
+                        other(host, port)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port))  # whoever keeps it takes no connections
+    bind(host, port).close()
 
 
 class CountedGuesses(WrongKeys):

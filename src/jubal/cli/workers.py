@@ -147,7 +147,6 @@ def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
     def show(shown: Shown) -> None:
         parent.ready(msgspec.msgpack.encode(_said(shown) if orders.first else _Said("", well=True)))
 
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with bind(settings.server.host, orders.port, shared=True) as listener:
         serve.run(settings, listener, place, first=orders.first, show=show, orders=listen)
 

@@ -62,6 +62,11 @@ DONE: Final = 200
 PENDING: Final = 202
 
 
+def options(*, shared: bool) -> tuple[tuple[str, int], ...]:
+    """Of a server. shared: other processes listen at its place; else a port that is taken must be an error."""
+    return (*OPTIONS, ("grpc.so_reuseport", int(shared)))
+
+
 class _Rendered(Protocol):
     """A parsed request of a stream."""
 
@@ -213,7 +218,7 @@ class GrpcServer:
 
     async def start(self, at: Place) -> None:
         """Raises `OSError` for an address that can't be had."""
-        server = grpc.aio.server(options=(*OPTIONS, ("grpc.so_reuseport", int(at.shared))))
+        server = grpc.aio.server(options=options(shared=at.shared))
         server.add_generic_rpc_handlers((_Router(self._methods()),))
         servicer = _Health(self._is_healthy)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
