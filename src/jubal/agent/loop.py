@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol
 
 from jubal.agent.citations import INSTRUCTIONS, Citer
 from jubal.agent.toolbox import Toolbox, Workbench
@@ -30,14 +30,42 @@ from jubal.engines.base import Engine
 NO_TOOLBOX: Final = Toolbox()
 
 
-async def run(turn: Generation, engine: Engine, toolbox: Toolbox = NO_TOOLBOX) -> AsyncGenerator[Event, None]:
+class Place(Protocol):
+    """What the caller holds of the engine for this request. It is held when the loop begins."""
+
+    def rest(self) -> None:
+        """The engine has nothing to do for a while: others may have its time."""
+        ...
+
+    async def resume(self) -> None:
+        """Returns when the engine may be asked again."""
+        ...
+
+
+class _Kept:
+    """A place that nobody else wants."""
+
+    def rest(self) -> None:
+        """Kept."""
+
+    async def resume(self) -> None:
+        """At once."""
+
+
+async def run(
+    turn: Generation, engine: Engine, toolbox: Toolbox = NO_TOOLBOX, place: Place | None = None
+) -> AsyncGenerator[Event, None]:
     """Answer `turn`: pieces as they come, then one `Finished`. `Started` is the pipeline's.
+
+    place: given back while tools are connected to or run; None: there is nothing to give back.
 
     Raises what the engine raises; `EngineBroken` where it stops without an end. Closing it stops the work of engine and tools
     first.
     """
     if turn.tools.server and turn.tools.choice != "none":
-        async with toolbox.open(turn) as bench, aclosing(_Agent(turn, engine, bench).run()) as events:
+        place = place or _Kept()
+        place.rest()
+        async with toolbox.open(turn) as bench, aclosing(_Agent(turn, engine, bench, place).run()) as events:
             async for event in events:
                 yield event
         return
@@ -80,9 +108,10 @@ class _Turn:
 class _Agent:
     """One answer with server tools, of one choice."""
 
-    def __init__(self, asked: Generation, engine: Engine, bench: Workbench) -> None:
+    def __init__(self, asked: Generation, engine: Engine, bench: Workbench, place: Place) -> None:
         self._engine = engine
         self._bench = bench
+        self._place = place
         self._turn = _equipped(asked, bench)
         self._client = frozenset(function.name for function in asked.tools.functions)
         self._rounds_left = asked.bounds.turns_max
@@ -96,9 +125,11 @@ class _Agent:
     async def run(self) -> AsyncGenerator[Event, None]:
         while True:
             got = _Turn()
+            await self._place.resume()
             async with aclosing(self._step(got)) as events:
                 async for event in events:
                     yield event
+            self._place.rest()
             assert got.ended is not None
             again = self._only_again(got)
             results: dict[str, str] = {}

@@ -1,4 +1,5 @@
-"""Places in an engine's queue: so many requests at a time, so many more may wait, the rest is refused at once."""
+"""Places at an engine: so many requests at a time, so many more may wait, the rest is refused at once. A request that began gives
+its place back while it does other work, and takes it again before newcomers (docs/decisions/places.md)."""
 
 from __future__ import annotations
 
@@ -7,58 +8,84 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Final, Literal
 
 from jubal.core.errors import AtCapacity
 
 RETRY_AFTER_S: Final = 2.0
 """Where nothing is known yet of how long the engine's work takes."""
 RETRY_AFTER_MAX_S: Final = 60.0
+AWAY_MAX: Final = 256
+"""Requests that may be away from one engine's places: each holds its tools' sessions and its conversation."""
+KEEP_S: Final = 0.05
 LATEST: Final = 0.2
 """How much the last interval between two departures counts in their mean."""
 
 
 class Admission:
-    """First come, first served, but work that nobody waits for only when nobody else wants in.
+    """Those who began first, then first come, first served, but work that nobody waits for only when nobody else wants in.
 
-    Use as `async with admission:` around the engine's work, or `admission.door(background=True)` in its place. running_max: None
-    for no limit. queued_max: how many may wait, of either class. clock: monotonic seconds.
+    Use as `async with admission.door(background=…) as place:` around a request's work, which may give its place back for a while
+    and take it again, or as `async with admission:` around work that does not. running_max: None for no limit. queued_max: how
+    many newcomers may wait, of either class. away_max: how many that began may be away from their places; newcomers wait while
+    there are more. clock: monotonic seconds.
     """
 
     def __init__(
-        self, name: str, running_max: int | None, queued_max: int, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        running_max: int | None,
+        queued_max: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        away_max: int = AWAY_MAX,
     ) -> None:
         self._name = name
         self._running_max = running_max
         self._queued_max = queued_max
+        self._away_max = away_max
         self._clock = clock
+        self._returning: deque[asyncio.Future[None]] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._background: deque[asyncio.Future[None]] = deque()
         self._pace = _Pace()
         self.running = 0
+        self.away = 0
+        """Requests that gave their place back for a while, those that wait to take it again included."""
 
     @property
     def queued(self) -> int:
-        """Requests that wait and that somebody waits for."""
+        """Newcomers that wait and that somebody waits for."""
         return len(self._waiting)
 
     @property
     def queued_background(self) -> int:
         return len(self._background)
 
-    def door(self, *, background: bool) -> Admission | _BackgroundDoor:
-        """The way in. background: nobody waits for the answer."""
-        return _BackgroundDoor(self) if background else self
+    @property
+    def returning(self) -> int:
+        """Requests that began and wait to go on."""
+        return len(self._returning)
+
+    def door(self, *, background: bool) -> Place:
+        """The way in, for one request. background: nobody waits for the answer."""
+        return Place(self, background=background)
 
     async def __aenter__(self) -> None:
         """Raises `AtCapacity` where the queue is full."""
-        await self._enter(self._waiting)
+        await self.enter(background=False)
 
-    async def _enter(self, queue: deque[asyncio.Future[None]]) -> None:
-        free = self._running_max is None or self.running < self._running_max
-        if free and not self._waiting and not self._background:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()
+
+    async def enter(self, *, background: bool) -> None:
+        """Takes a place for a newcomer. Raises `AtCapacity` where as many wait already as may."""
+        if self._free and not (self._returning or self._waiting or self._background):
             self.running += 1
             return
+        queue = self._background if background else self._waiting
         if len(queue) >= self._queued_max:
             raise AtCapacity(
                 f"Capacity exceeded: the engine `{self._name}` is busy and its queue of {self._queued_max} is full. "
@@ -66,49 +93,127 @@ class Admission:
                 code="capacity_exceeded",
                 retry_after_s=self._pace.refuse(),
             )
+        await self._wait(queue)
+
+    def leave(self) -> None:
+        """Gives a place back for good."""
+        self.running -= 1
+        if not self._returning:  # else the queue of newcomers gets no shorter by it
+            self._pace.leave(self._clock(), busy=bool(self._waiting or self._background))
+        self._let_in()
+
+    def step_out(self) -> None:
+        """Gives a place back for a while."""
+        self.away += 1
+        self.leave()
+
+    async def come_back(self) -> None:
+        """Takes a place again, before all newcomers. It is never refused."""
+        if self._room and not self._returning:
+            self.running += 1
+        else:
+            await self._wait(self._returning)
+        self.away -= 1
+
+    def stay_away(self) -> None:
+        """One that stepped out does not come back."""
+        self.away -= 1
+        self._let_in()
+
+    @property
+    def _room(self) -> bool:
+        return self._running_max is None or self.running < self._running_max
+
+    @property
+    def _free(self) -> bool:
+        """There is a place for a newcomer."""
+        return self._running_max is None or (self.running < self._running_max and self.away < self._away_max)
+
+    async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+        """Until whoever leaves hands a place over: it is counted as taken by then."""
         turn = asyncio.get_running_loop().create_future()
         queue.append(turn)
+        self._let_in()  # all that wait before it may have been cancelled this moment
         try:
-            await turn  # whoever leaves hands the place over: `running` does not change
+            await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
-                self._leave()
+                self.leave()
             else:
                 queue.remove(turn)
             raise
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._leave()
+    def _let_in(self) -> None:
+        while (turn := self._next()) is not None:
+            self.running += 1
+            turn.set_result(None)
 
-    def _leave(self) -> None:
-        self._pace.leave(self._clock(), busy=bool(self._waiting or self._background))
-        for queue in (self._waiting, self._background):
-            while queue:
-                turn = queue.popleft()
+    def _next(self) -> asyncio.Future[None] | None:
+        """Who is let in now; None: nobody. A turn that is done was cancelled this moment, and leaves the queue by itself."""
+        for queue, free in ((self._returning, self._room), (self._waiting, self._free), (self._background, self._free)):
+            if not free:
+                continue
+            for turn in queue:
                 if not turn.done():
-                    turn.set_result(None)
-                    return
-        self.running -= 1
+                    queue.remove(turn)
+                    return turn
+        return None
 
 
-class _BackgroundDoor:
-    """The way in for work that nobody waits for."""
+class Place:
+    """One request's place at an engine: taken on entering, given back exactly once, however the request ends.
 
-    __slots__ = ("_admission",)
+    In between it may be given back for a while: `rest` where work begins that is not the engine's, `resume` before the engine's
+    goes on. keep_s: a rest that is shorter keeps the place: others could do little with it, and whoever gives it up waits
+    for the next one. One task at a time uses it.
+    """
 
-    def __init__(self, admission: Admission) -> None:
+    __slots__ = ("_admission", "_background", "_keep_s", "_leaving", "_state")
+
+    def __init__(self, admission: Admission, *, background: bool, keep_s: float = KEEP_S) -> None:
         self._admission = admission
+        self._background = background
+        self._keep_s = keep_s
+        self._leaving: asyncio.TimerHandle | None = None
+        self._state: Literal["outside", "inside", "away"] = "outside"
 
-    async def __aenter__(self) -> None:
-        """Raises `AtCapacity` where as many wait already as may."""
-        await self._admission._enter(self._admission._background)
+    async def __aenter__(self) -> Place:
+        """Raises `AtCapacity` where the queue is full."""
+        await self._admission.enter(background=self._background)
+        self._state = "inside"
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission._leave()
+        self._stay()
+        state, self._state = self._state, "outside"
+        if state == "inside":
+            self._admission.leave()
+        elif state == "away":
+            self._admission.stay_away()
+
+    def rest(self) -> None:
+        """The engine has nothing to do for this request until `resume`."""
+        if self._state == "inside" and self._leaving is None:
+            self._leaving = asyncio.get_running_loop().call_later(self._keep_s, self._step_out)
+
+    async def resume(self) -> None:
+        """The place is there again. Whoever began is served before newcomers, and is not refused."""
+        self._stay()
+        if self._state == "away":
+            await self._admission.come_back()
+            self._state = "inside"
+
+    def _step_out(self) -> None:
+        self._leaving = None
+        self._state = "away"
+        self._admission.step_out()
+
+    def _stay(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
 
 
 class _Pace:

@@ -142,8 +142,8 @@ class Attempt:
         return self
 
     def check(self) -> None:
-        """Again, after a wait in a queue. Raises `EngineUnavailable`."""
-        if self._period != self._breaker.period:
+        """Again, after a wait in a queue. Raises `EngineUnavailable`, but not where the answer has begun."""
+        if not self._over and self._period != self._breaker.period:
             self._period = self._breaker.enter()
 
     def answered(self) -> None:

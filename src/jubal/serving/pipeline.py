@@ -48,8 +48,8 @@ from jubal.core.usage import NOTHING, Usage
 from jubal.engines.base import Engine, Weights
 from jubal.engines.embedder import Embedder
 from jubal.engines.tokenizer import TokenCounter, Tokenizer
-from jubal.serving.admission import Admission
-from jubal.serving.breaker import Breaker, never
+from jubal.serving.admission import Admission, Place
+from jubal.serving.breaker import Attempt, Breaker, never
 from jubal.serving.cache import Kept, Recorder, ResponseCache, key_of
 from jubal.serving.charging import Charging, Held, costs
 from jubal.serving.images import Images
@@ -527,12 +527,14 @@ class Pipeline:
             asked = False
             try:
                 with served.breaker.attempt() as attempt:
-                    async with served.admission.door(background=admitted.background):
+                    async with served.admission.door(background=admitted.background) as place:
                         attempt.check()
                         asked = True
                         await self._check_window(model, served.engine, turn)
                         account.asks(name, weights.fingerprint)
-                        async with aclosing(loop.run(turn, served.engine, self.toolbox)) as events:
+                        async with aclosing(
+                            loop.run(turn, served.engine, self.toolbox, _Seat(place, attempt))
+                        ) as events:
                             async for event in events:
                                 if not account.started:
                                     attempt.answered()
@@ -675,6 +677,22 @@ def _check_schemas(support: Support | None, generation: Generation) -> None:
 def _may_pass_on(error: JubalError, asked: bool) -> bool:
     """Whether the next engine may be asked: not where our own queue is full, which is there to keep work away."""
     return asked or not isinstance(error, AtCapacity)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """A request's place at an engine, and the breaker that may have shut it while the request was away."""
+
+    place: Place
+    attempt: Attempt
+
+    def rest(self) -> None:
+        self.place.rest()
+
+    async def resume(self) -> None:
+        """Raises `EngineUnavailable` before the first piece of an answer."""
+        await self.place.resume()
+        self.attempt.check()
 
 
 @dataclass(slots=True)
