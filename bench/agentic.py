@@ -31,6 +31,7 @@ from jubal.core.events import TextDelta, ToolCall, TurnEnded
 from jubal.core.generation import Bounds, Generation, Message, TextPart, Tools
 from jubal.core.server_tools import WebSearch
 from jubal.core.usage import Usage
+from jubal.serving.admission import Admission
 from jubal.testing import ScriptedEngine
 from jubal.testing.tools import ScriptedTools
 from jubal.tools.base import ToolOutput
@@ -188,7 +189,8 @@ async def _answer_ms(turns: int) -> float:
     wanted = Tools(server=(WebSearch(),)) if turns else Tools()
     asked = Generation("m", (Message("user", (TextPart("hi"),)),), bounds=Bounds(turns_max=turns + 1), tools=wanted)
     began = time.perf_counter()
-    async with aclosing(loop.run(asked, engine, box)) as events:
+    door = Admission("m", 1, 1)
+    async with door.door(background=False) as place, aclosing(loop.run(asked, engine, box, place)) as events:
         async for _ in events:
             pass
     taken = (time.perf_counter() - began) * 1_000

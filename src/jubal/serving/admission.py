@@ -28,7 +28,7 @@ class Admission:
     Use as `async with admission.door(background=…) as place:` around a request's work, which may give its place back for a while
     and take it again, or as `async with admission:` around work that does not. running_max: None for no limit. queued_max: how
     many newcomers may wait, of either class. away_max: how many that began may be away from their places; newcomers wait while
-    there are more. clock: monotonic seconds.
+    there are more. keep_s: a rest that is shorter keeps the place. clock: monotonic seconds.
     """
 
     def __init__(
@@ -39,11 +39,13 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
         *,
         away_max: int = AWAY_MAX,
+        keep_s: float = KEEP_S,
     ) -> None:
         self._name = name
         self._running_max = running_max
         self._queued_max = queued_max
         self._away_max = away_max
+        self._keep_s = keep_s
         self._clock = clock
         self._returning: deque[asyncio.Future[None]] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -69,7 +71,7 @@ class Admission:
 
     def door(self, *, background: bool) -> Place:
         """The way in, for one request. background: nobody waits for the answer."""
-        return Place(self, background=background)
+        return Place(self, background=background, keep_s=self._keep_s)
 
     async def __aenter__(self) -> None:
         """Raises `AtCapacity` where the queue is full."""
@@ -164,13 +166,13 @@ class Place:
     """One request's place at an engine: taken on entering, given back exactly once, however the request ends.
 
     In between it may be given back for a while: `rest` where work begins that is not the engine's, `resume` before the engine's
-    goes on. keep_s: a rest that is shorter keeps the place: others could do little with it, and whoever gives it up waits
-    for the next one. One task at a time uses it.
+    goes on. keep_s: a rest that is shorter keeps the place: others could do little with it, and whoever gives it up waits for the
+    next one. One task at a time uses it.
     """
 
     __slots__ = ("_admission", "_background", "_keep_s", "_leaving", "_state")
 
-    def __init__(self, admission: Admission, *, background: bool, keep_s: float = KEEP_S) -> None:
+    def __init__(self, admission: Admission, *, background: bool, keep_s: float) -> None:
         self._admission = admission
         self._background = background
         self._keep_s = keep_s
