@@ -16,8 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import grpc
 from aiohttp import web
+from google.protobuf import json_format
 from mcp.server.mcpserver import MCPServer
+from xai_sdk.chat import Response
+from xai_sdk.proto import chat_pb2, chat_pb2_grpc, sample_pb2, usage_pb2
 
 from tests.fake_upstream import Behaviour, Upstream, says, upstream
 from tests.server import Server, jubal, running, to_upstream
@@ -175,12 +179,12 @@ def _in_thread() -> Iterator[tuple[asyncio.AbstractEventLoop, tuple[Upstream, No
 
 
 @contextmanager
-def world(folder: Path, *, more: str = "") -> Iterator[World]:
-    """more: of the configuration."""
+def world(folder: Path, *, more: str = "", **engine: object) -> Iterator[World]:
+    """more: of the configuration. engine: keys of the engine's section."""
     with _in_thread() as (loop, (there, site, other, port, gate)):
         home = folder / "home"
         config = (
-            to_upstream(there.url, retries=0)
+            to_upstream(there.url, retries=0, **engine)
             + f'[tools.web_search]\nprovider = "local"\nallow_private_hosts = ["{site.place}", "{other.place}"]\n'
             + f'[tools.x_search]\npath = "{POSTS}"\n'
             + f'[fetch]\nallow_private_hosts = ["127.0.0.1:{port}"]\n'
@@ -192,7 +196,7 @@ def world(folder: Path, *, more: str = "") -> Iterator[World]:
             "index", "add", site.url, other.url, "--allow-private", "--delay", "0", "--pages", "60", home=home
         )
         assert crawled.returncode == 0, crawled.stderr
-        with running(home, config=config) as server:
+        with running(home, config=config, grpc=True) as server:
             mcp = {"type": "mcp", "server_label": "box", "server_url": f"http://127.0.0.1:{port}/mcp"}
             yield World(
                 server, there, site, other, mcp, gate.entered,
@@ -236,11 +240,35 @@ class Answer:
         return ticks
 
 
+@dataclass
+class Reply:
+    """A whole answer, or a refusal. error: its code. body: as it came."""
+
+    request_id: str
+    body: Any
+    error: str | None = None
+
+
+class Events(Protocol):
+    """The events of a streamed answer as they come. Closing it is a client that leaves."""
+
+    request_id: str
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def close(self) -> None: ...
+
+
 class Dialect(Protocol):
     """One way to ask. Another one joins the tests by being in `DIALECTS`."""
 
     name: str
-    path: str
+
+    def call(self, server: Server, body: dict[str, Any], key: str = "") -> Reply:
+        """Asks for a whole answer."""
+        ...
+
+    def stream(self, server: Server, body: dict[str, Any], key: str = "") -> Events: ...
 
     def body(self, question: str, tools: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]: ...
 
@@ -252,20 +280,16 @@ class Dialect(Protocol):
         """A `tool_choice` that names a function of the client."""
         ...
 
-    def streamed(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The same, to be streamed with its usage."""
-        ...
-
     def whole(self, body: Any) -> Answer: ...
 
-    def folded(self, events: list[dict[str, Any]]) -> Answer: ...
+    def folded(self, events: list[Any]) -> Answer: ...
 
-    def begins(self, event: dict[str, Any]) -> bool:
-        """The event tells that a server tool begins."""
+    def begins(self, event: Any) -> int:
+        """How many server tools the event tells to begin."""
         ...
 
-    def ends(self, event: dict[str, Any]) -> bool:
-        """The event tells a result."""
+    def ends(self, event: Any) -> int:
+        """How many results the event tells."""
         ...
 
     def follow_up(self, asked: dict[str, Any], answer: Answer, output: str) -> dict[str, Any]:
@@ -278,7 +302,25 @@ def _client(name: str) -> dict[str, Any]:
     return {"name": name, "description": "Of the client.", "parameters": schema}
 
 
-class Chat:
+class Http:
+    """What the dialects of JSON over HTTP have in common."""
+
+    path = ""
+
+    def streamed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The same, to be streamed with its usage."""
+        return {**body, "stream": True}
+
+    def call(self, server: Server, body: dict[str, Any], key: str = "") -> Reply:
+        status, headers, got = server.request("POST", self.path, body, key=key)
+        error = None if status == 200 else str(status)
+        return Reply(headers["x-request-id"], got, error)
+
+    def stream(self, server: Server, body: dict[str, Any], key: str = "") -> Events:
+        return HttpEvents(server, self.path, self.streamed(body), key)
+
+
+class Chat(Http):
     name = "chat"
     path = "/v1/chat/completions"
 
@@ -367,7 +409,7 @@ class Chat:
         return {**asked, "messages": [*asked["messages"], said, result]}
 
 
-class Responses:
+class Responses(Http):
     name = "responses"
     path = "/v1/responses"
 
@@ -379,9 +421,6 @@ class Responses:
 
     def choice(self, name: str) -> Any:
         return {"type": "function", "name": name}
-
-    def streamed(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {**body, "stream": True}
 
     def whole(self, body: Any) -> Answer:
         items = body["output"]
@@ -435,7 +474,7 @@ class Responses:
         return {**asked, "previous_response_id": answer.request_id, "input": [result]}
 
 
-class Messages:
+class Messages(Http):
     name = "messages"
     path = "/v1/messages"
 
@@ -452,9 +491,6 @@ class Messages:
 
     def choice(self, name: str) -> Any:
         return {"type": "tool", "name": name}
-
-    def streamed(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {**body, "stream": True}
 
     def whole(self, body: Any) -> Answer:
         blocks = body["content"]
@@ -521,23 +557,154 @@ class Messages:
         return {**asked, "messages": [*asked["messages"], said, {"role": "user", "content": [result]}]}
 
 
-DIALECTS: tuple[Dialect, ...] = (Chat(), Responses(), Messages())
-"""gRPC joins here."""
+REASONS = {"REASON_STOP": "stop", "REASON_MAX_LEN": "length", "REASON_TOOL_CALLS": "tool_calls"}
+COUNTED = {
+    "SERVER_SIDE_TOOL_WEB_SEARCH": "web_search_calls",
+    "SERVER_SIDE_TOOL_X_SEARCH": "x_search_calls",
+    "SERVER_SIDE_TOOL_CODE_EXECUTION": "code_interpreter_calls",
+    "SERVER_SIDE_TOOL_MCP": "mcp_calls",
+}
+
+
+class Grpc:
+    """xAI's own API, read with the SDK's classes. A body is a request in protobuf's JSON."""
+
+    name = "grpc"
+
+    def call(self, server: Server, body: dict[str, Any], key: str = "") -> Reply:
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            try:
+                got, told = chat_pb2_grpc.ChatStub(channel).GetCompletion.with_call(
+                    self._asked(body), metadata=_authorization(server, key), timeout=60
+                )
+            except grpc.RpcError as error:
+                return Reply(_told(error.trailing_metadata())["x-request-id"], None, _code(error))
+        return Reply(_told(told.initial_metadata())["x-request-id"], got)
+
+    def stream(self, server: Server, body: dict[str, Any], key: str = "") -> Events:
+        return GrpcEvents(server, self._asked(body), key)
+
+    @staticmethod
+    def _asked(body: dict[str, Any]) -> Any:
+        return json_format.ParseDict(body, chat_pb2.GetCompletionsRequest())
+
+    def body(self, question: str, tools: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        """Tools are given as to the other dialects, by `type`; fields too."""
+        asked: dict[str, Any] = {
+            "model": "grok-4",
+            "messages": [{"role": "ROLE_USER", "content": [{"text": question}]}],
+            "tools": [{tool["type"]: {name: tool[name] for name in tool if name != "type"}} for tool in tools],
+            "include": ["INCLUDE_OPTION_INLINE_CITATIONS"],
+            **fields,
+        }
+        if isinstance(asked.get("tool_choice"), str):
+            asked["tool_choice"] = {"mode": f"TOOL_MODE_{asked['tool_choice'].upper()}"}
+        return asked
+
+    def function(self, name: str) -> dict[str, Any]:
+        told = _client(name)
+        return {"type": "function", **told, "parameters": json.dumps(told["parameters"])}
+
+    def choice(self, name: str) -> Any:
+        return {"function_name": name}
+
+    def whole(self, body: Any) -> Answer:
+        answer = Answer(spans=[], citations=list(body.citations), items=body.outputs, request_id=body.id)
+        for output in body.outputs:
+            message = output.message
+            answer.reason = REASONS.get(sample_pb2.FinishReason.Name(output.finish_reason), answer.reason)
+            if message.role == chat_pb2.ROLE_TOOL:
+                self._ended(answer, message)
+                continue
+            for cited in message.citations:
+                url = cited.web_citation.url or cited.x_citation.url
+                start = len(answer.text)
+                answer.cited.append(url)
+                assert answer.spans is not None
+                answer.spans.append((start + cited.start_index, start + cited.end_index, url))
+            answer.text += message.content
+            for call in message.tool_calls:
+                if call.type == chat_pb2.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL:
+                    answer.mine.append((call.id, call.function.name, json.loads(call.function.arguments)))
+                else:
+                    answer.served.append(Served(call.id, call.function.name))
+        answer.usage = self._usage(body.usage)
+        return answer
+
+    @staticmethod
+    def _ended(answer: Answer, message: Any) -> None:
+        for call in message.tool_calls:
+            [one] = [one for one in answer.served if one.id == call.id]
+            ends = {chat_pb2.TOOL_CALL_STATUS_COMPLETED: True, chat_pb2.TOOL_CALL_STATUS_FAILED: False}
+            one.ok, one.output = ends[call.status], message.content or None
+            assert (call.error_message != "") is (not one.ok)
+
+    @staticmethod
+    def _usage(used: Any) -> dict[str, Any]:
+        kinds = [usage_pb2.ServerSideTool.Name(kind) for kind in used.server_side_tools_used]
+        told = {name: kinds.count(kind) for kind, name in COUNTED.items()}
+        names = ("prompt_tokens", "completion_tokens", "num_sources_used", "cost_in_usd_ticks")
+        return {"server_side_tool_usage_details": told, **{name: getattr(used, name) for name in names}}
+
+    def folded(self, events: list[Any]) -> Answer:
+        response = Response(chat_pb2.GetChatCompletionResponse(), None)
+        for event in events:
+            if isinstance(event, grpc.RpcError):
+                text = "".join(output.message.content for output in response.proto.outputs)
+                return Answer(text, error={"code": _code(event)})
+            response.process_chunk(event)
+        return self.whole(response.proto)
+
+    def begins(self, event: Any) -> int:
+        return self._tells(event, chat_pb2.TOOL_CALL_STATUS_IN_PROGRESS)
+
+    def ends(self, event: Any) -> int:
+        return self._tells(event, chat_pb2.TOOL_CALL_STATUS_COMPLETED)
+
+    def _tells(self, event: Any, status: int) -> int:
+        return sum(call.status == status for output in event.outputs for call in output.delta.tool_calls)
+
+    def follow_up(self, asked: dict[str, Any], answer: Answer, output: str) -> dict[str, Any]:
+        said = []
+        for one in answer.items:
+            message = json_format.MessageToDict(one.message, preserving_proto_field_name=True)
+            content = message.pop("content", "")
+            calls = message.get("tool_calls", [])
+            if message["role"] == "ROLE_TOOL":
+                message["tool_call_id"] = calls[0]["id"]
+            known = ("role", "tool_calls", "tool_call_id", "encrypted_content")
+            kept = {name: message[name] for name in known if name in message}
+            said.append(kept | {"content": [{"text": content}] if content else []})
+        result = {"role": "ROLE_TOOL", "tool_call_id": answer.mine[0][0], "content": [{"text": output}]}
+        return {**asked, "messages": [*asked["messages"], *said, result]}
+
+
+def _authorization(server: Server, key: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {key or server.key}"),)
+
+
+def _told(metadata: Any) -> dict[str, str]:
+    return {name: value for name, value in metadata or () if isinstance(value, str)}
+
+
+def _code(error: Any) -> str:
+    """The code that Jubal gives, or the status where it gives none."""
+    return _told(error.trailing_metadata()).get("x-error-code") or error.code().name
+
+
+DIALECTS: tuple[Dialect, ...] = (Chat(), Responses(), Messages(), Grpc())
 
 
 # ---------------------------------------------------------------------------------------------- asking
 
 
-class Stream:
-    """The events of a streamed answer, as they come. Closing it is a client that leaves."""
-
-    def __init__(self, server: Server, dialect: Dialect, body: dict[str, Any], key: str = "") -> None:
+class HttpEvents:
+    def __init__(self, server: Server, path: str, body: dict[str, Any], key: str) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         headers = {"content-type": "application/json", "authorization": f"Bearer {key or server.key}"}
-        self._connection.request("POST", dialect.path, json.dumps(dialect.streamed(body)).encode(), headers)
+        self._connection.request("POST", path, json.dumps(body).encode(), headers)
         self._response = self._connection.getresponse()
-        self.status = self._response.status
-        assert self.status == 200, self._response.read()
+        assert self._response.status == 200, self._response.read()
         self.request_id = self._response.getheader("x-request-id") or ""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -553,20 +720,42 @@ class Stream:
             self._connection.close()
 
 
+class GrpcEvents:
+    """Where the answer fails, the error is its last event."""
+
+    def __init__(self, server: Server, asked: Any, key: str) -> None:
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+        stub = chat_pb2_grpc.ChatStub(self._channel)
+        self._call = stub.GetCompletionChunk(asked, metadata=_authorization(server, key), timeout=60)
+        self.request_id = _told(self._call.initial_metadata()).get("x-request-id", "")
+        assert self.request_id, self._call.details()
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._call
+        except grpc.RpcError as error:
+            yield error
+
+    def close(self) -> None:
+        self._call.cancel()
+        self._channel.close()
+
+
 def ask(server: Server, dialect: Dialect, body: dict[str, Any], *, stream: bool = False, key: str = "") -> Answer:
     """A good answer, streamed or whole."""
     if stream:
-        events = Stream(server, dialect, body, key)
+        events = dialect.stream(server, body, key)
         try:
             answer = dialect.folded(list(events))
         finally:
             events.close()
+        assert answer.error is None, answer.error
         answer.request_id = events.request_id
         return answer
-    status, headers, got = server.request("POST", dialect.path, body, key=key)
-    assert status == 200, got
-    answer = dialect.whole(got)
-    answer.request_id = headers["x-request-id"]
+    reply = dialect.call(server, body, key)
+    assert reply.error is None, (reply.error, reply.body)
+    answer = dialect.whole(reply.body)
+    answer.request_id = reply.request_id
     return answer
 
 

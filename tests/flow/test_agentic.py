@@ -8,13 +8,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from jubal.core.money import exact_usd
-from tests.agentic import DIALECTS, QUESTION, Dialect, Stream, World, ask, calls, rows, text, world
+from tests.agentic import DIALECTS, QUESTION, Dialect, World, ask, calls, rows, text, world
 from tests.fake_upstream import dies_after, piece
 from tests.server import Server
 from tests.tools import sandboxes
@@ -47,7 +48,7 @@ def sandboxed() -> None:
 
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 each_way = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-CHAT, RESPONSES, MESSAGES = DIALECTS[:3]
+CHAT, RESPONSES, MESSAGES, GRPC = DIALECTS
 
 
 def until(true: Callable[[], bool], seconds: float = 30) -> None:
@@ -317,6 +318,17 @@ def test_outputs_are_told_on_include_only(here: World, sandboxed: None) -> None:
         answer = ask(here.server, CHAT, body, stream=stream)
         assert "seen1" in {one.name: one.output for one in answer.served}["code_execution"]
         turns()
+        coded = [WEB, {"type": "code_execution"}]
+        answer = ask(here.server, GRPC, GRPC.body(QUESTION, coded), stream=stream)
+        assert [one.output for one in answer.served] == [None, None]
+        turns()
+        wanted = ["INCLUDE_OPTION_CODE_EXECUTION_CALL_OUTPUT", "INCLUDE_OPTION_WEB_SEARCH_CALL_OUTPUT"]
+        answer = ask(here.server, GRPC, GRPC.body(QUESTION, coded, include=wanted), stream=stream)
+        outputs = {one.name: one.output for one in answer.served}
+        assert "seen1" in outputs["code_execution"]
+        assert outputs["web_search"] is None, "only sealed"
+        assert any(output.message.encrypted_content for output in answer.items)
+        turns()
         answer = ask(here.server, RESPONSES, RESPONSES.body(QUESTION, tools), stream=stream)
         assert [one.output for one in answer.served] == [None, None]
         turns()
@@ -346,7 +358,7 @@ def test_a_call_is_told_before_its_result(here: World, dialect: Dialect) -> None
     here.close_gate()
     here.entered.clear()
     here.script(calls(("box.gate", {}), ("box.add", {"a": 1, "b": 1})), text("ok"))
-    stream = Stream(here.server, dialect, dialect.body(QUESTION, [here.mcp]))
+    stream = dialect.stream(here.server, dialect.body(QUESTION, [here.mcp]))
     begun = ended = 0
     events = []
     try:
@@ -354,7 +366,7 @@ def test_a_call_is_told_before_its_result(here: World, dialect: Dialect) -> None
             events.append(event)
             begun += dialect.begins(event)
             if dialect.ends(event):
-                ended += 1
+                ended += dialect.ends(event)
                 if ended == 1:
                     assert begun == 2
                     assert here.entered.wait(30)
@@ -368,12 +380,13 @@ def test_a_call_is_told_before_its_result(here: World, dialect: Dialect) -> None
     assert here.told() == ["the gate is open", "2"], "results stand in the order of the calls"
 
 
-def test_a_client_that_leaves_stops_running_code_at_once(here: World, sandboxed: None) -> None:
+@pytest.mark.parametrize("dialect", [CHAT, GRPC], ids=lambda dialect: dialect.name)
+def test_a_client_that_leaves_stops_running_code_at_once(here: World, sandboxed: None, dialect: Dialect) -> None:
     root = here.server.process.pid
     code = "import ctypes, time\nctypes.CDLL(None).prctl(15, b'busy-bee', 0, 0, 0)\nwhile True: time.sleep(0.01)"
     here.script(calls(("code_execution", {"code": code}), prompt=70, completion=7))
-    stream = Stream(here.server, CHAT, CHAT.body(QUESTION, [{"type": "code_execution"}]))
-    next(event for event in stream if CHAT.begins(event))
+    stream = dialect.stream(here.server, dialect.body(QUESTION, [{"type": "code_execution"}]))
+    next(event for event in stream if dialect.begins(event))
     until(lambda: bool(_named(root, "busy-bee")))
     running = _named(root, "busy-bee")
     stream.close()
@@ -400,11 +413,12 @@ def _row(server: Server, request_id: str) -> dict[str, Any]:
     return row
 
 
-def test_a_client_that_leaves_stops_a_remote_tool(here: World) -> None:
+@pytest.mark.parametrize("dialect", [MESSAGES, GRPC], ids=lambda dialect: dialect.name)
+def test_a_client_that_leaves_stops_a_remote_tool(here: World, dialect: Dialect) -> None:
     here.close_gate()
     here.entered.clear()
     here.script(calls(("box.gate", {}), prompt=70, completion=7))
-    stream = Stream(here.server, MESSAGES, MESSAGES.body(QUESTION, [here.mcp]))
+    stream = dialect.stream(here.server, dialect.body(QUESTION, [here.mcp]))
     assert here.entered.wait(30)
     stream.close()
     try:
@@ -420,19 +434,20 @@ def test_an_upstream_that_dies_in_its_second_turn(here: World, dialect: Dialect,
     here.script(calls(SEARCH, prompt=70, completion=7), dies_after(piece("I fou")))
     body = dialect.body(QUESTION, [WEB])
     if stream:
-        events = Stream(here.server, dialect, body)
+        events = dialect.stream(here.server, body)
         answer, request_id = dialect.folded(list(events)), events.request_id
         events.close()
         assert answer.error["code" if "code" in answer.error else "type"] in (
             "engine_broken",
             "api_error",
             "server_error",
+            "UNAVAILABLE",
         )
         assert answer.text == "I fou"
     else:
-        status, headers, got = here.server.request("POST", dialect.path, body)
-        assert status == 502, got
-        request_id = headers["x-request-id"]
+        reply = dialect.call(here.server, body)
+        assert reply.error in ("502", "UNAVAILABLE"), reply
+        request_id = reply.request_id
     row = _row(here.server, request_id)
     assert (row["status"], row["error_code"], row["cost_in_usd_ticks"]) == ("failed", "EngineBroken", 0)
     assert (row["prompt_tokens"], row["completion_tokens"]) == (70, 8) if stream else row["prompt_tokens"] >= 70
@@ -454,7 +469,7 @@ def test_little_credit_is_not_overspent_by_agentic_requests(here: World) -> None
     body = CHAT.body(QUESTION, [WEB], max_tokens=50)
 
     def request(_: int) -> tuple[int, Any]:
-        status, _, got = here.server.request("POST", CHAT.path, body, key=key)
+        status, _, got = here.server.request("POST", "/v1/chat/completions", body, key=key)
         return status, got
 
     with ThreadPoolExecutor(8) as threads:
@@ -480,3 +495,36 @@ def test_more_steps_than_are_held_for_are_charged_in_full(here: World) -> None:
     assert answer.cost == 160_000 * PER_PROMPT + 80 * PER_ANSWER + 7 * FEE
     assert here.server.command("credits", "show", "--team", "many steps")["balance_ticks"] == 2 * 10**10 - answer.cost
     assert here.server.command("credits", "check") == {"ok": True, "mismatches": []}
+
+
+# ---------------------------------------------------------------------------------------------- a busy engine
+
+
+def test_an_engine_with_one_place_serves_others_while_a_tool_runs(tmp_path: Path) -> None:
+    """And nobody waits in vain once the tool's request was answered, or its client left."""
+    with world(tmp_path, max_concurrency=1, max_queued=1) as here:
+        here.script(calls(("box.gate", {})), text("after the gate"))
+        slow = CHAT.stream(here.server, CHAT.body(QUESTION, [here.mcp]))
+        left = CHAT.stream(here.server, CHAT.body(QUESTION, [here.mcp]))
+        events = iter(slow)
+        seen = [next(event for event in events if CHAT.begins(event))]
+        next(event for event in left if CHAT.begins(event))
+        here.script(text("at once"))
+        for dialect in DIALECTS:
+            assert ask(here.server, dialect, dialect.body(QUESTION, [])).text == "at once"
+        left.close()
+        here.script(text("after the gate"))
+        here.open_gate()
+        seen += list(events)
+        slow.close()
+        assert CHAT.folded(seen).text == "after the gate"
+        until(lambda: _engine(here)["running"] == 0)
+        assert ask(here.server, CHAT, CHAT.body(QUESTION, [])).text == "after the gate"
+        assert (_engine(here)["running"], _engine(here)["queued"]) == (0, 0)
+
+
+def _engine(here: World) -> dict[str, Any]:
+    """What /health says of it."""
+    _, _, told = here.server.request("GET", "/health", key=None)
+    box: dict[str, Any] = told["engines"]["box"]
+    return box

@@ -274,7 +274,7 @@ async def test_a_place_is_given_back_once_in_whatever_state_its_request_is_cut(s
     door, done = Admission("e", 1, 5), list[str]()
     first, one = begin(door, "first", done, keep_s=600 if state == "resting" else 0)
     await until(lambda: door.running == 1)
-    other, two = begin(door, "other", done)
+    _, two = begin(door, "other", done)
     if state != "working":
         first.away.set()
         await asyncio.sleep(0)
