@@ -299,7 +299,7 @@ async def test_other_text(body: bytes, kind: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "kind"), [(b"%PDF-1.7", "application/pdf"), (b"\x89PNG\0\0", "image/png"), (b"a\0b", HTML)]
+    ("body", "kind"), [(b"no mark", "application/pdf"), (b"\x89PNG\0\0", "image/png"), (b"a\0b", HTML)]
 )
 async def test_what_is_no_text_is_told(body: bytes, kind: str) -> None:
     async with site(page=gives(body, content_type=kind)) as one, Web(one) as web:

@@ -23,6 +23,7 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from jubal.web.guard import AllowList, Guard, Resolver
@@ -37,6 +38,7 @@ URL_LENGTH_MAX: Final = 8192
 PIECE_BYTES: Final = 64 << 10
 """Largest piece that decompression makes at a time, so that a bomb is stopped while it is still small."""
 GZIP: Final = b"\x1f\x8b"
+NONE_LARGER: Final[Mapping[str, int]] = MappingProxyType({})
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 Permit: TypeAlias = Callable[[str], None]
@@ -155,14 +157,24 @@ class SafeFetcher:
         url: str,
         *,
         bytes_max: int,
+        larger: Mapping[str, int] = NONE_LARGER,
         accept: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
         permit: Permit | None = None,
     ) -> Fetched:
-        """The whole answer. Raises `FetchError`. headers: go no further than to the first origin. permit: for each hop."""
+        """The whole answer. Raises `FetchError`. headers: go no further than to the first origin. permit: for each hop.
+
+        larger: bytes that answers of some media types may have in place of `bytes_max`.
+        """
         async with self.open(
-            url, bytes_max=bytes_max, accept=accept, headers=headers, timeout_s=timeout_s, permit=permit
+            url,
+            bytes_max=bytes_max,
+            larger=larger,
+            accept=accept,
+            headers=headers,
+            timeout_s=timeout_s,
+            permit=permit,
         ) as answer:
             body = b"".join([piece async for piece in answer.pieces])
         return Fetched(answer.url, answer.status, answer.content_type, body, answer.headers)
@@ -173,6 +185,7 @@ class SafeFetcher:
         url: str,
         *,
         bytes_max: int,
+        larger: Mapping[str, int] = NONE_LARGER,
         accept: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
@@ -186,7 +199,7 @@ class SafeFetcher:
             async with deadline:
                 response = await self._followed(url, sent, ("accept", "user-agent"), permit)
                 try:
-                    answer = _answer(response, bytes_max)
+                    answer = _answer(response, bytes_max, larger)
                     async with aclosing(answer.pieces):
                         yield answer
                 finally:
@@ -264,15 +277,17 @@ def _url(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
     return url.copy_with(fragment=None)
 
 
-def _answer(response: httpx2.Response, bytes_max: int) -> Answer:
+def _answer(response: httpx2.Response, bytes_max: int, larger: Mapping[str, int]) -> Answer:
     """Raises `TooLarge` where the answer tells so at once."""
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    bytes_max = larger.get(kind, bytes_max)
     length = response.headers.get("content-length", "")
     if length.isdecimal() and int(length) > bytes_max:
         raise _too_large(bytes_max)
     return Answer(
         str(response.request.url),
         response.status_code,
-        response.headers.get("content-type", "").partition(";")[0].strip().lower(),
+        kind,
         {name.lower(): value for name, value in response.headers.multi_items()},
         _pieces(response, bytes_max),
     )

@@ -13,9 +13,13 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
+from jubal.tools.web_search.pdf import is_pdf
+
 MARKDOWN_S: Final = 6.0
 """For the slow, better extraction of one page; a worker's start is not part of it."""
 TEXT_S: Final = 10.0
+PDF_S: Final = 20.0
+"""For a PDF; what was read of it by then is given."""
 START_S: Final = 30.0
 IDLE_S: Final = 120.0
 """How long workers that have nothing to do keep their memory."""
@@ -63,20 +67,28 @@ class Reading(msgspec.Struct, frozen=True):
 class Extractor:
     """Made without I/O, for one event loop; `close` after the last reading.
 
-    workers_max: processes, each begun when it is needed. markdown_s: see `MARKDOWN_S`.
+    workers_max: processes, each begun when it is needed. markdown_s: see `MARKDOWN_S`. Of PDFs, which can take all of their
+    time, one fewer is read at a time: pages of other kinds need not wait for them.
     """
 
     workers_max: int = 2
     markdown_s: float = MARKDOWN_S
     text_s: float = TEXT_S
+    pdf_s: float = PDF_S
     idle_s: float = IDLE_S
     _idle: list[Process] = field(default_factory=list)
     _busy: set[Process] = field(default_factory=set)
     _places: asyncio.Semaphore | None = None
+    _pdf_places: asyncio.Semaphore | None = None
     _retiring: asyncio.TimerHandle | None = None
 
     async def read(self, body: bytes, url: str, content_type: str, style: Style) -> Reading:
         """Raises `Unreadable`. Markdown that takes too long, or comes out empty, becomes plain text."""
+        if is_pdf(body, content_type):
+            if self._pdf_places is None:
+                self._pdf_places = asyncio.Semaphore(max(1, self.workers_max - 1))
+            async with self._pdf_places:
+                return await self._read(body, url, content_type, style, self.pdf_s)
         if style == "markdown":
             with contextlib.suppress(Unreadable):
                 return await self._read(body, url, content_type, "markdown", self.markdown_s)
@@ -90,7 +102,7 @@ class Extractor:
             self._busy.add(worker)
             try:
                 async with asyncio.timeout(limit_s):
-                    reading = await _asked(worker, body, url, content_type, style)
+                    reading = await _asked(worker, body, url, content_type, style, limit_s)
             except TimeoutError:
                 raise Unreadable(f"it took longer than {limit_s:g} s") from None
             except (
@@ -108,7 +120,7 @@ class Extractor:
                 if worker not in self._idle:
                     await _killed(worker)
         if reading.kind == "error":
-            raise Unreadable(f"it is broken ({reading.text})")
+            raise Unreadable(reading.text)
         return reading
 
     def _retire_later(self) -> None:
@@ -144,7 +156,7 @@ async def _started() -> Process:
     )  # fmt: skip
     try:
         async with asyncio.timeout(START_S):
-            await _asked(process, b"warm", "", "text/plain", "text")
+            await _asked(process, b"warm", "", "text/plain", "text", START_S)
     except BaseException as error:
         await _killed(process)
         if isinstance(error, (TimeoutError, EOFError, OSError, ValueError)):
@@ -153,11 +165,11 @@ async def _started() -> Process:
     return process
 
 
-async def _asked(process: Process, body: bytes, url: str, content_type: str, style: Style) -> Reading:
+async def _asked(process: Process, body: bytes, url: str, content_type: str, style: Style, limit_s: float) -> Reading:
     """Raises `EOFError` (as asyncio's `IncompleteReadError` is one), `OSError`, `msgspec.DecodeError`."""
     assert process.stdin is not None
     assert process.stdout is not None
-    head = {"url": url, "content_type": content_type, "style": style, "bytes": len(body)}
+    head = {"url": url, "content_type": content_type, "style": style, "seconds": limit_s, "bytes": len(body)}
     process.stdin.write(json.dumps(head).encode() + b"\n" + body)
     await process.stdin.drain()
     length = int(await process.stdout.readexactly(8), 16)

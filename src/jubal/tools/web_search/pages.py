@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Final, Protocol
@@ -12,10 +12,15 @@ from typing import Final, Protocol
 from jubal.tools.base import ToolFailed
 from jubal.tools.web_search.domains import Domains
 from jubal.tools.web_search.extractor import Entry, Extractor, Link, Unreadable
-from jubal.web.fetch import Fetched, FetchError, Permit
+from jubal.web.fetch import NONE_LARGER, Fetched, FetchError, Permit
 
 PAGE_BYTES_MAX: Final = 8 << 20
-ACCEPT: Final = "text/html,application/xhtml+xml,text/*;q=0.9,application/xml;q=0.8,application/json;q=0.8,*/*;q=0.1"
+LARGER: Final = {"application/pdf": 32 << 20}
+"""Bytes of kinds that are larger than pages."""
+ACCEPT: Final = (
+    "text/html,application/xhtml+xml,text/*;q=0.9,application/pdf;q=0.8,application/xml;q=0.8,application/json;q=0.8,"
+    "*/*;q=0.1"
+)
 CACHE_S: Final = 900.0
 CACHE_BYTES_MAX: Final = 32 << 20
 
@@ -24,7 +29,13 @@ class Fetcher(Protocol):
     """What is used of `jubal.web.fetch.SafeFetcher`."""
 
     async def get(
-        self, url: str, *, bytes_max: int, accept: str | None = None, permit: Permit | None = None
+        self,
+        url: str,
+        *,
+        bytes_max: int,
+        larger: Mapping[str, int] = NONE_LARGER,
+        accept: str | None = None,
+        permit: Permit | None = None,
     ) -> Fetched: ...
 
     async def close(self) -> None: ...
@@ -111,7 +122,7 @@ class PageReader:
 
         if self._fetcher is None:
             self._fetcher = self._make()
-        got = await self._fetcher.get(url, bytes_max=PAGE_BYTES_MAX, accept=ACCEPT, permit=permit)
+        got = await self._fetcher.get(url, bytes_max=PAGE_BYTES_MAX, larger=LARGER, accept=ACCEPT, permit=permit)
         page = await self._page(got, tuple(hops))
         self._cache.put(url, page)
         return page

@@ -12,12 +12,16 @@ from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
 from xml.parsers.expat import ParserCreate
 
+from jubal.tools.web_search import pdf
+
 TEXT_CHARS_MAX: Final = 2_000_000
 LINKS_MAX: Final = 5_000
 ENTRIES_MAX: Final = 2_000
 TITLE_CHARS_MAX: Final = 300
 URL_CHARS_MAX: Final = 2_000
 SNIFFED_BYTES: Final = 1_024
+PDF_TIME: Final = 0.75
+"""Of the time that there is: then what was read of a PDF goes out."""
 
 _FEED = re.compile(rb"<\s*(rss|feed|rdf:RDF)[\s>]")
 _SITEMAP = re.compile(rb"<\s*(urlset|sitemapindex)[\s>]")
@@ -28,11 +32,14 @@ _LINES = re.compile(r"\n{3,}")
 _MARKUP = re.compile(r"<[^>]{0,2000}>")
 
 
-def read(body: bytes, url: str, content_type: str, style: str) -> dict[str, Any]:
+def read(body: bytes, url: str, content_type: str, style: str, seconds: float) -> dict[str, Any]:
     """A page. content_type: with its parameters. style: "markdown" (slow, for reading), "text" (fast, for searching).
 
-    kind tells what it was: html, text, feed, sitemap, or binary, which has nothing else.
+    kind tells what it was: html, text (a PDF's too), feed, sitemap, or binary, which has nothing else. seconds: that whoever asks
+    will wait. Raises `pdf.Unfit`.
     """
+    if pdf.is_pdf(body, content_type):
+        return _pdf(body, style, seconds)
     media = content_type.partition(";")[0].strip().lower()
     head = body[:SNIFFED_BYTES]
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -48,6 +55,12 @@ def read(body: bytes, url: str, content_type: str, style: str) -> dict[str, Any]
     if media and not media.startswith("text/") and not media.endswith(("json", "xml", "javascript")):
         return {"kind": "binary"}
     return {"kind": "text", "title": _first_line(text), "text": text[:TEXT_CHARS_MAX]}
+
+
+def _pdf(body: bytes, style: str, seconds: float) -> dict[str, Any]:
+    limits: dict[str, int] = {"chars_max": TEXT_CHARS_MAX, "links_max": LINKS_MAX}
+    found = pdf.read(body, seconds=seconds * PDF_TIME, headings=style == "markdown", **limits)
+    return found | {"title": found["title"] or _first_line(found["text"].removeprefix("## Page 1"))}
 
 
 def decoded(body: bytes, content_type: str) -> str:

@@ -1,6 +1,6 @@
 """A process that reads pages: requests on standard input, answers on standard output, until the input ends.
 
-A request is a line of JSON (url, content_type, style, bytes) and that many bytes; an answer is its length in eight
+A request is a line of JSON (url, content_type, style, seconds, bytes) and that many bytes; an answer is its length in eight
 hexadecimal digits, and JSON. Run as a program by extractor.py, in an environment without secrets.
 """
 
@@ -44,11 +44,14 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 def answer_to(asked: dict[str, Any], body: bytes) -> dict[str, Any]:
     from jubal.tools.web_search.parsing import read
+    from jubal.tools.web_search.pdf import Unfit
 
     try:
-        return read(body, asked["url"], asked["content_type"], asked["style"])
+        return read(body, asked["url"], asked["content_type"], asked["style"], asked["seconds"])
+    except Unfit as error:
+        return {"kind": "error", "text": str(error)}
     except Exception as error:  # noqa: BLE001  a page may break any of the libraries, and must not end the others' worker
-        return {"kind": "error", "text": type(error).__name__}
+        return {"kind": "error", "text": f"it is broken ({type(error).__name__})"}
 
 
 if __name__ == "__main__":

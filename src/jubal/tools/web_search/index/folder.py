@@ -1,4 +1,4 @@
-"""Pages from a folder: HTML, Markdown and plain text files. Only what has changed is read again."""
+"""Pages from a folder: HTML, Markdown, plain text and PDF files. Only what has changed is read again."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from jubal.tools.web_search.index.store import Index, NewPage, PageRow, SourceRo
 TYPES: Final = {
     ".html": "text/html", ".htm": "text/html", ".xhtml": "application/xhtml+xml", ".md": "text/markdown",
     ".markdown": "text/markdown", ".txt": "text/plain", ".rst": "text/plain",
+    ".pdf": "application/pdf",
 }  # fmt: skip
 FILE_BYTES_MAX: Final = 5 << 20
 
