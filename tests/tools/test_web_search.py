@@ -589,3 +589,12 @@ async def test_as_a_part_of_the_toolbox() -> None:
             assert [source.url for source in bench.sources] == [one.url + "/page"]
         await box.close()
         assert web.connector.escaped == []
+
+
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"query":' * 50_000], ids=["lists", "objects"])
+async def test_arguments_that_are_too_deep_are_no_fault_of_ours(arguments: str) -> None:
+    async with Web() as here:
+        session = here.family.open(WebSearch())
+        for name in ("web_search", "open_page", "open_page_with_find"):
+            with pytest.raises(ToolFailed, match="JSON object"):
+                await session.call(name, arguments)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -20,6 +20,9 @@ from jubal.tools.base import Aliased, Found, ToolFailed, ToolFamily, ToolOutput,
 log = structlog.get_logger("jubal.tools")
 
 CUT: Final = "\n… (cut: the whole is longer)"
+ARGUMENTS_CHARS_MAX: Final = 1 << 20
+ADDRESS_CHARS_MAX: Final = 8_192
+TITLE_CHARS_MAX: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +200,9 @@ class Workbench:
             seconds = self._box.clock() - began_s
         if ok:
             self._uses[call.kind] = self._uses.get(call.kind, 0) + 1
+        output = replace(output, found=tuple(replace(found, source=_named(found.source)) for found in output.found))
         sources = tuple(found.source for found in output.found)
-        text = self._bounded(self._written(output))
+        text = clean(self._bounded(self._written(output)))
         return ServerToolResult(call.id, call.kind, call.name, ok, text, seconds, sources, output.files, call.choice)
 
     async def _answer(self, call: ServerToolCall) -> ToolOutput:
@@ -207,6 +211,8 @@ class Workbench:
         left_s = min(self._bounds.call_s, self._bounds.total_s - self._spent_s)
         if self._calls > self._bounds.calls_max or left_s <= 0:
             raise ToolFailed("this request may call no more tools. Answer with what you know.")
+        if len(call.arguments) > ARGUMENTS_CHARS_MAX:
+            raise ToolFailed(f"the arguments are too long: at most {ARGUMENTS_CHARS_MAX:,} characters.")
         session, _ = self._owners[call.name]
         try:
             async with asyncio.timeout(left_s):
@@ -241,3 +247,16 @@ class Workbench:
     async def close(self) -> None:
         for session in self._sessions:
             await session.close()
+
+
+def _named(source: Source) -> Source:
+    """On a line each, as what the model reads begins a line with what was found, and bounded."""
+    url, title = clean(source.url[:ADDRESS_CHARS_MAX]), clean(source.title[: 2 * TITLE_CHARS_MAX])
+    return Source("".join(url.split()), " ".join(title.split())[:TITLE_CHARS_MAX])
+
+
+def clean(text: str) -> str:
+    """Text that can be sent: pages and remote servers give halves of surrogate pairs too, and NUL ends texts elsewhere."""
+    if text.isprintable():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")

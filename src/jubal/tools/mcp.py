@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import structlog
 
+from jubal.core.errors import BadRequest
 from jubal.core.generation import FunctionTool
+from jubal.core.schema import check
 from jubal.core.server_tools import Mcp, ToolKind
 from jubal.tools.base import ToolFailed, ToolOutput
 from jubal.web.guard import Guard
@@ -26,10 +30,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("jubal.mcp")
 
+NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+"""What engines take as the name of a function."""
 CONNECT_TIMEOUT_S: Final = 15.0
 CALL_TIMEOUT_S: Final = 120.0
 CLOSE_TIMEOUT_S: Final = 2.0
 TOOLS_MAX: Final = 128
+TOOLS_SEEN_MAX: Final = 2_000
+"""Of a server that has more than may be offered, and of which the caller allowed some."""
+PAGES_MAX: Final = 32
+"""Of a server's list of tools."""
+SCHEMA_CHARS_MAX: Final = 20_000
+FUNCTIONS_CHARS_MAX: Final = 200_000
+"""Of all descriptions and schemas of one server: the model reads them at each turn, and the caller pays for it."""
 DESCRIPTION_CHARS_MAX: Final = 2000
 BODY_BYTES_MAX: Final = 8 << 20
 """Of one answer of the server, the stream of a whole session over SSE included."""
@@ -72,35 +85,60 @@ class McpSession:
                     tools.append(tool)
         except Exception as error:
             raise ToolFailed(self._away(error)) from error
-        allowed = self._wanted.allowed
-        chosen = [tool for tool in tools if not allowed or tool.name in allowed][:TOOLS_MAX]
+        chosen = self._chosen(tools)
         if not chosen:
+            allowed = self._wanted.allowed
             named = f" of the names {', '.join(allowed)[:200]}" if allowed else ""
-            raise ToolFailed(f"the MCP server `{self._wanted.label}` has no tools{named}.")
-        return tuple(self._function(tool) for tool in chosen)
+            raise ToolFailed(f"the MCP server `{self._wanted.label}` has no tools{named} that can be offered.")
+        return tuple(chosen.values())
 
-    def _function(self, tool: mcp_types.Tool) -> FunctionTool:
-        return FunctionTool(
-            f"{self._wanted.label}.{tool.name}",
-            (tool.description or self._wanted.description)[:DESCRIPTION_CHARS_MAX],
-            json.dumps(tool.input_schema),
-        )
+    def _chosen(self, tools: list[mcp_types.Tool]) -> dict[str, FunctionTool]:
+        """The tools that are offered, by name; of two with one name the first. What an engine would refuse is left out."""
+        chosen: dict[str, FunctionTool] = {}
+        chars = 0
+        for tool in tools:
+            if (self._wanted.allowed and tool.name not in self._wanted.allowed) or tool.name in chosen:
+                continue
+            function = self._function(tool)
+            if function is None:
+                log.info("an MCP server's tool is left out", label=self._wanted.label, tool=tool.name[:64])
+                continue
+            chars += len(function.description) + len(function.parameters or "")
+            if len(chosen) == TOOLS_MAX or chars > FUNCTIONS_CHARS_MAX:
+                log.info("an MCP server has more tools than can be offered", label=self._wanted.label, tools=len(tools))
+                break
+            chosen[tool.name] = function
+        return chosen
+
+    def _function(self, tool: mcp_types.Tool) -> FunctionTool | None:
+        """None for one that can't be offered: by its name, or by a schema that is none, or too large."""
+        name = f"{self._wanted.label}.{tool.name}"
+        if not tool.name or not NAME.fullmatch(name):
+            return None
+        try:
+            schema = json.dumps(tool.input_schema, allow_nan=False)
+            check({"type": "object", **tool.input_schema}, "tools")
+        except (BadRequest, ValueError, RecursionError):
+            return None
+        if len(schema) > SCHEMA_CHARS_MAX or tool.input_schema.get("type", "object") != "object":
+            return None
+        return FunctionTool(name, (tool.description or self._wanted.description)[:DESCRIPTION_CHARS_MAX], schema)
 
     async def call(self, name: str, arguments: str) -> ToolOutput:
-        session = await self._connected()
         try:
-            asked = json.loads(arguments or "{}")
-        except ValueError:
+            asked = msgspec.json.decode((arguments or "{}").encode("utf-8", "replace"))
+        except (msgspec.DecodeError, RecursionError):
             raise ToolFailed("the arguments are no JSON.") from None
         if not isinstance(asked, dict):
             raise ToolFailed("the arguments must be a JSON object.")
+        session = await self._connected()
         try:
             result = await session.call_tool(
                 name.removeprefix(f"{self._wanted.label}."), asked, read_timeout_seconds=CALL_TIMEOUT_S
             )
+            text = _text_of(result)
         except Exception as error:
             raise ToolFailed(self._away(error)) from error
-        text = _text_of(result)
         if getattr(result, "is_error", False):
             raise ToolFailed(text or "the MCP server reported an error.")
         return ToolOutput(text)
@@ -118,9 +156,10 @@ class McpSession:
     # ------------------------------------------------------------------------------------------ the connection
 
     async def _connected(self) -> ClientSession:
-        """Raises `ToolFailed`."""
-        if self._session is not None:
+        """Raises `ToolFailed`. Where the connection ended meanwhile, a new one."""
+        if self._session is not None and self._owner is not None and not self._owner.done():
             return self._session
+        self._session = None
         ready: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
         self._owner = asyncio.ensure_future(self._own(ready))
         try:
@@ -199,12 +238,17 @@ def _said(error: BaseException | None) -> str:
 
 
 async def _tools_of(session: ClientSession) -> AsyncIterator[mcp_types.Tool]:
+    """At most `TOOLS_SEEN_MAX`."""
     from mcp.types import PaginatedRequestParams
 
     cursor: str | None = None
-    for _ in range(TOOLS_MAX):
+    seen = 0
+    for _ in range(PAGES_MAX):
         page = await session.list_tools(params=PaginatedRequestParams(cursor=cursor) if cursor else None)
         for tool in page.tools:
+            seen += 1
+            if seen > TOOLS_SEEN_MAX:
+                return
             yield tool
         cursor = page.next_cursor
         if not cursor:

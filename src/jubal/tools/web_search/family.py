@@ -288,7 +288,7 @@ def _read(arguments: str, kind: type[Arguments]) -> Arguments:
         return msgspec.convert(msgspec.json.decode(arguments or "{}"), kind, strict=False)
     except msgspec.ValidationError as error:
         raise ToolFailed(f"the arguments do not fit: {error}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError, RecursionError):
         raise ToolFailed("the arguments must be a JSON object.") from None
 
 
