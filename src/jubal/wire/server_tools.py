@@ -409,6 +409,14 @@ _DOMAIN: Final = re.compile(r"(?=.{1,253}$)(?!-)[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,
 _HANDLE: Final = re.compile(r"[A-Za-z0-9_]{1,50}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e]{0,8192}")
+OUR_HEADERS: Final = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade"}
+)
+"""They say how a request is sent, which is not the caller's to say."""
+URL_CHARS_MAX: Final = 8_192
+PLACE_CHARS_MAX: Final = 100
+"""Of a city, a region, a time zone."""
 
 
 def parse(where: str, tool: ServerToolFields) -> tuple[ServerTool, ...]:
@@ -461,6 +469,8 @@ def _sources(where: str, sources: list[SourceSpec] | None, asked: SearchParamete
             case "web" | "news" | "rss":
                 web = _together(web, _web_source(place, source, asked))
             case "x":
+                if posts is not None:
+                    raise _wrong(place, "is a second source of type x: put what it asks for into the first")
                 posts = _x_source(place, source, asked)
             case _:
                 raise _wrong(f"{place}.type", "must be web, news, x or rss")
@@ -519,14 +529,16 @@ def _x_source(where: str, source: SourceSpec, asked: SearchParameters) -> XSearc
 def _web_search(where: str, tool: ServerToolFields) -> WebSearch:
     filters = tool.filters or Filters()
     place = where if tool.filters is None else f"{where}.filters"
+    for name in ("allowed_domains", "excluded_domains"):
+        outer, inner = getattr(tool, name), getattr(filters, name)
+        if outer and inner is not None and outer != inner:
+            raise _wrong(f"{place}.{name}", f"is not what `{where}.{name}` is: give one of them")
     allowed = filters.allowed_domains if filters.allowed_domains is not None else tool.allowed_domains
     excluded = filters.excluded_domains if filters.excluded_domains is not None else tool.excluded_domains
     at = tool.user_location
     return WebSearch(
         *_allowed_or_not(place, "domains", allowed, excluded, _domains),
-        location=None
-        if at is None
-        else UserLocation(_country(f"{where}.user_location", at.country), at.region, at.city, at.timezone),
+        location=None if at is None else _location(f"{where}.user_location", at),
         images=bool(tool.enable_image_understanding),
         image_search=bool(tool.enable_image_search),
     )
@@ -550,14 +562,17 @@ def _mcp(where: str, tool: ServerToolFields) -> Mcp:
         raise _wrong(f"{where}.require_approval", "approvals are not supported: leave it out, or say never")
     if not tool.server_url:
         raise Undecodable(f"`{where}.server_url` is required.", param=f"{where}.server_url", code="missing_field")
-    if not tool.server_url.startswith(("https://", "http://")):
-        raise _wrong(f"{where}.server_url", "must begin with https://")
+    _check_address(f"{where}.server_url", tool.server_url)
     label = tool.server_label or "mcp"
     if not _LABEL.fullmatch(label):
         raise _wrong(f"{where}.server_label", "must be 1 to 64 letters, digits, `_` or `-`")
+    if tool.authorization is not None and not _VALUE.fullmatch(tool.authorization):
+        raise _wrong(f"{where}.authorization", "is no value of an HTTP header")
     for name, value in (tool.headers or {}).items():
-        if not _HEADER.fullmatch(name) or any(ord(character) < 32 for character in value):
+        if not _HEADER.fullmatch(name) or not _VALUE.fullmatch(value):
             raise _wrong(f"{where}.headers", "has a name or value that is no HTTP header")
+        if name.lower() in OUR_HEADERS:
+            raise _wrong(f"{where}.headers", f"may not hold `{name.lower()}`")
     allowed = tool.allowed_tools if tool.allowed_tools is not None else tool.allowed_tool_names
     return Mcp(
         label,
@@ -567,6 +582,16 @@ def _mcp(where: str, tool: ServerToolFields) -> Mcp:
         tool.authorization,
         tuple((tool.headers or {}).items()),
     )
+
+
+def _check_address(where: str, url: str) -> None:
+    """Raises `BadRequest`. A password in an address would be told in errors."""
+    if not url.startswith(("https://", "http://")):
+        raise _wrong(where, "must begin with https://")
+    if len(url) > URL_CHARS_MAX:
+        raise _wrong(where, f"has more than {URL_CHARS_MAX:,} characters")
+    if "@" in url.split("://", 1)[1].partition("/")[0]:
+        raise _wrong(where, "must not hold a user name or a password: use authorization or headers")
 
 
 def _collections(where: str, tool: ServerToolFields) -> CollectionsSearch:
@@ -612,6 +637,13 @@ def _handles(where: str, handles: list[str]) -> tuple[str, ...]:
         if not _HANDLE.fullmatch(handle):
             raise _wrong(where, f"takes handles such as @xai; got `{handle[:100]}`")
     return bare
+
+
+def _location(where: str, at: Location) -> UserLocation:
+    for name, value in (("region", at.region), ("city", at.city), ("timezone", at.timezone)):
+        if value is not None and (len(value) > PLACE_CHARS_MAX or not value.isprintable()):
+            raise _wrong(f"{where}.{name}", f"must be at most {PLACE_CHARS_MAX} characters on one line")
+    return UserLocation(_country(where, at.country), at.region, at.city, at.timezone)
 
 
 def _country(where: str, country: str | None) -> str | None:
