@@ -24,7 +24,7 @@ from jubal.core.generation import (
     Tools,
 )
 from jubal.core.usage import Usage
-from jubal.engines.prompted import answer_schema, stream_prompted
+from jubal.engines.prompted import answer_schema, stream_prompted, worded
 
 WEATHER = FunctionTool(
     "get_weather",
@@ -243,3 +243,13 @@ async def test_a_call_that_must_be_made_is_asked_for_again() -> None:
     asked.clear()
     events = [event async for event in stream_prompted(turn("auto"), engine)]
     assert len(asked) == 1, "where no call is demanded, none is forced"
+
+
+def test_an_example_is_shown_of_a_function_that_has_one() -> None:
+    plain = FunctionTool("save", "Saves.")
+    shown = FunctionTool("find", "Finds.", example='{"query": "weather in Oslo"}')
+    asked = Generation("m", (Message("user", (TextPart("x"),)),), tools=Tools((plain, shown)))
+    system = worded(asked).messages[0].text
+    example = 'For example: {"tool_calls": [{"name": "find", "arguments": {"query": "weather in Oslo"}}]}'
+    assert example in system.splitlines()
+    assert "For example" not in worded(replace(asked, tools=Tools((plain,)))).messages[0].text

@@ -77,6 +77,7 @@ class FunctionTool:
 
     strict is the caller's wish that arguments follow the schema to the letter; Jubal always tries (xai-api.md 10.1).
     where: what the request calls `parameters`, for errors; None: the caller has not written them (a server tool's).
+    example: arguments of a good call, as JSON text, shown to models that have to be told in words how to call; None: none.
     """
 
     name: str
@@ -84,6 +85,7 @@ class FunctionTool:
     parameters: str | None = None
     strict: bool = False
     where: str | None = field(default=None, compare=False)
+    example: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

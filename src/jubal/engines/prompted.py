@@ -136,8 +136,19 @@ def _instructions(functions: tuple[FunctionTool, ...], *, must: bool, parallel: 
     ]
     call = 'Call with JSON: {"tool_calls": [{"name": "function name", "arguments": {…}}]}'
     many = " Several calls may be in the list." if parallel else " One call only."
+    shown = _example(functions)
+    if shown is not None:
+        many += f"\nFor example: {shown}"
     rest = "" if must else '\nIf no function helps, answer with JSON: {"answer": "your answer to the user"}'
     return "You can call these functions:\n" + "\n".join(lines) + f"\n{call}.{many}{rest}"
+
+
+def _example(functions: tuple[FunctionTool, ...]) -> str | None:
+    """A call of the first function that has one: small models write what they saw."""
+    for function in functions:
+        if function.example is not None:
+            return f'{{"tool_calls": [{{"name": "{function.name}", "arguments": {function.example}}}]}}'
+    return None
 
 
 def answer_schema(turn: Generation) -> Schema:

@@ -55,7 +55,8 @@ class FindArguments(msgspec.Struct, frozen=True):
 Arguments = TypeVar("Arguments", SearchArguments, OpenArguments, FindArguments)
 
 _URL = '"url":{"type":"string","description":"The address, beginning with http:// or https://"}'
-_QUERY = '"query":{"type":"string","description":"What to look for, in a few words"}'
+_QUERY = '"query":{"type":"string","description":"What to look for, in a few words","maxLength":100}'
+_EXAMPLE = '{"query": "weather in Oslo"}'
 
 
 def schema(properties: str, required: str) -> str:
@@ -124,7 +125,12 @@ class WebSession:
         if self._wanted.images:
             opened += " Pictures can't be looked at here, only their captions read."
         tools = [
-            FunctionTool("web_search", search + self._told_domains, schema(f"{_QUERY},{number}", '"query"')),
+            FunctionTool(
+                "web_search",
+                search + self._told_domains,
+                schema(f"{_QUERY},{number}", '"query"'),
+                example=_EXAMPLE,
+            ),
             FunctionTool("open_page", opened, schema(f'{_URL},"page":{{"type":"integer","minimum":1}}', '"url"')),
             FunctionTool(
                 "open_page_with_find",
