@@ -122,7 +122,10 @@ def test_an_unknown_id(sqlite_store: Store, act: Callable[[Store], object]) -> N
         ("name", {"name": "x" * 201}),
         ("acls", {"acls": ("api-key:everything",)}),
         ("rpm", {"rpm": 0}),
-        ("rpm", {"rpm": 2**63}),
+        ("rpm", {"rpm": 2**53}),
+        ("rps", {"rps": 0}),
+        ("rps", {"rps": -1}),
+        ("rps", {"rps": 2**53}),
         ("tpm", {"tpm": -1}),
     ],
 )

@@ -27,9 +27,9 @@ def limits(caller: Caller, model: str) -> list[tuple[str, int | None, int | None
 
 
 def test_key_team_and_model_each_have_their_own() -> None:
-    caller = replace(CALLER, rpm=3)
+    caller = replace(CALLER, rpm=3, rps=1)
     assert limits(caller, "grok-4") == [
-        ("{team}:key:key", None, 3, None),
+        ("{team}:key:key", 1, 3, None),
         ("{team}:team", None, 10, 1000),
         ("{team}:model:grok-4", 2, 5, None),
     ]

@@ -93,8 +93,9 @@ def until_refused(ask: Any) -> tuple[int, Any]:
 
 
 def test_the_life_of_a_key(managed: Managed) -> None:
-    made = managed.make(name="ci", qpm=60, tpm="100000")
-    assert (made["name"], made["qpm"], made["tpm"], made["disabled"]) == ("ci", 60, "100000", False)
+    made = managed.make(name="ci", qps=40, qpm=60, tpm="100000")
+    assert (made["name"], made["qps"], made["qpm"], made["tpm"]) == ("ci", 40, 60, "100000")
+    assert made["disabled"] is False
     assert made["redactedApiKey"] == f"xai-...{made['apiKey'][-4:]}"
     path = f"/auth/api-keys/{made['apiKeyId']}"
     assert managed.chat(made["apiKey"])[0] == 200
@@ -103,6 +104,8 @@ def test_the_life_of_a_key(managed: Managed) -> None:
     body = {"apiKey": {"name": "ci-2", "tpm": "5"}, "fieldMask": "name,qpm"}
     changed = managed.ok("PUT", path, body, answers="ApiKey")
     assert (changed["name"], changed["qpm"], changed["tpm"]) == ("ci-2", None, "100000"), "only what the mask names"
+    assert changed["qps"] == 40
+    assert managed.ok("PUT", path, {"apiKey": {"qps": 50}}, answers="ApiKey")["qps"] == 50
 
     rotated = managed.ok("POST", f"{path}/rotate", {}, answers="ApiKey")
     assert rotated["apiKeyId"] == made["apiKeyId"]
@@ -146,7 +149,9 @@ def test_pages_and_filters(managed: Managed) -> None:
         ("POST", "/auth/teams/{team_id}/api-keys", {}, 422, "missing_field", "name"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": 3}, 422, "invalid_type", "name"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "acls": ["chat"]}, 400, "invalid_request", "acls"),
-        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": 3}, 400, "unsupported_parameter", "qps"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": -3}, 400, "invalid_request", "qps"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": 2**53}, 400, "invalid_request", "qps"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": 1.5}, 422, "invalid_type", "qps"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qpm": -3}, 400, "invalid_request", "qpm"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "tpm": "x"}, 400, "invalid_value", "tpm"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "soon"}, 400, "invalid_value", "expireTime"),

@@ -45,15 +45,17 @@ OVERLAP_US_MAX: Final = 7 * 24 * 3600 * 1_000_000
 OLD_SECRETS_MAX: Final = 4
 """Old secrets of one key that work at a time."""
 ACLS_MAX: Final = 1000
+LIMIT_MAX: Final = 2**53
+"""Rate limits are below this: every counter and every client can tell such numbers exactly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """What may be known of a key: everything but its secret.
 
-    redacted: `xai-...` and the last four characters of the secret. rpm, tpm: requests and tokens per minute; None: no limit.
-    management: for the management API only. disabled: by its owner; blocked: by whoever runs the server.
-    user_id: who made it. expires_us, last_used_us: None for never.
+    redacted: `xai-...` and the last four characters of the secret. rps: requests per second; rpm, tpm: requests and
+    tokens per minute; None: no limit. management: for the management API only. disabled: by its owner; blocked: by whoever runs
+    the server. user_id: who made it. expires_us, last_used_us: None for never.
     """
 
     id: str
@@ -72,6 +74,7 @@ class Key:
     modified_by: str
     expires_us: int | None
     last_used_us: int | None
+    rps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Caller:
     prepaid: bool = False
     prices: TeamPrices | None = None
     limits: TeamLimits | None = None
+    rps: int | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- statements
@@ -108,6 +112,7 @@ def create(
     acls: tuple[str, ...] | None = None,
     rpm: int | None = None,
     tpm: int | None = None,
+    rps: int | None = None,
     management: bool = False,
     expires_us: int | None = None,
     now_us: int,
@@ -118,7 +123,8 @@ def create(
     """
     if acls is None:
         acls = MANAGE_EVERYTHING if management else EVERYTHING
-    _check(management, {"name": name, "acls": acls, "rpm": rpm, "tpm": tpm, "expires_us": expires_us}, now_us)
+    asked = {"name": name, "acls": acls, "rps": rps, "rpm": rpm, "tpm": tpm, "expires_us": expires_us}
+    _check(management, asked, now_us)
     team = teams.get(conn, team_id)
     owner = _fact(conn, "owner")
     secret = _new_secret(management)
@@ -139,6 +145,7 @@ def create(
         modified_by=owner,
         expires_us=expires_us,
         last_used_us=None,
+        rps=rps,
     )
     values = {column.name: getattr(key, column.name) for column in _PUBLIC}
     conn.execute(api_keys.insert().values(**values | {"acls": json.dumps(key.acls), "digest": _hashed(conn, secret)}))
@@ -189,7 +196,7 @@ def unblock(conn: Connection, key_id: str, *, now_us: int) -> Key:
     return _change(conn, key_id, now_us, blocked=False)
 
 
-CHANGEABLE: Final = frozenset({"name", "acls", "rpm", "tpm", "expires_us", "disabled"})
+CHANGEABLE: Final = frozenset({"name", "acls", "rps", "rpm", "tpm", "expires_us", "disabled"})
 
 
 def update(conn: Connection, key_id: str, changes: Mapping[str, Any], *, now_us: int) -> Key:
@@ -346,16 +353,18 @@ def _check(management: bool, values: Mapping[str, Any], now_us: int) -> None:
         if len(values["acls"]) > ACLS_MAX:
             raise BadRequest(f"A key has at most {ACLS_MAX} ACLs; got {len(values['acls'])}.", param="acls")
         (Acl.parse_management if management else Acl.parse)(values["acls"])
-    _check_limit("rpm", values.get("rpm"))
-    _check_limit("tpm", values.get("tpm"))
+    for limit in ("rps", "rpm", "tpm"):
+        _check_limit(limit, values.get(limit))
     expires_us = values.get("expires_us")
     if expires_us is not None and not now_us < expires_us < 2**63:
         raise BadRequest("A key must expire in the future, or never.", param="expires", code="expires_in_the_past")
 
 
 def _check_limit(param: str, limit: int | None) -> None:
-    if limit is not None and not 1 <= limit < 2**63:
-        raise BadRequest(f"{param} must be at least 1, or absent for no limit; got {limit}.", param=param)
+    if limit is not None and not 1 <= limit < LIMIT_MAX:
+        raise BadRequest(
+            f"{param} must be at least 1 and below 2**53, or absent for no limit; got {limit}.", param=param
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- the ring
@@ -510,6 +519,7 @@ def _caller(found: _Found) -> Caller:
         found.prepaid,
         found.prices,
         found.limits,
+        key.rps,
     )
 
 

@@ -38,9 +38,8 @@ class Scopes:
 
     def _made(self, caller: Caller, model: str) -> ScopeSet:
         team = caller.team_id
-        key = Scope(
-            f"{{{team}}}:key:{caller.key_id}", "This API key has reached its rate limit", None, caller.rpm, caller.tpm
-        )
+        words = "This API key has reached its rate limit"
+        key = Scope(f"{{{team}}}:key:{caller.key_id}", words, caller.rps, caller.rpm, caller.tpm)
         found = (key, self._of_team(caller), self._of_model(caller, model))
         return tuple(scope for scope in found if (scope.rps, scope.rpm, scope.tpm) != (None, None, None))
 

@@ -74,6 +74,7 @@ api_keys: Final = Table(
     Column("modified_by", Text, nullable=False),
     Column("expires_us", BigInteger),
     Column("last_used_us", BigInteger),
+    Column("rps", BigInteger),
 )
 """digest: hex HMAC-SHA256 of the secret, which itself is nowhere. acls: a JSON list."""
 

@@ -129,7 +129,7 @@ def _rows(settings: config.Settings, team: Team, own: TeamLimits | None) -> list
 
 
 def _of_key(key: Key) -> dict[str, object]:
-    return {"scope": "key", "name": key.name, "from": key.id, "rps": None, "rpm": key.rpm, "tpm": key.tpm}
+    return {"scope": "key", "name": key.name, "from": key.id, "rps": key.rps, "rpm": key.rpm, "tpm": key.tpm}
 
 
 def _model(settings: config.Settings, name: str) -> str:
@@ -167,5 +167,5 @@ def _of_team(conn: Connection, name: str) -> tuple[Team, TeamLimits | None, list
     from jubal.accounts import keys, team_limits, teams
 
     team = teams.by_name_or_id(conn, name)
-    found = [key for key in keys.listing(conn, team.id) if key.rpm is not None or key.tpm is not None]
+    found = [key for key in keys.listing(conn, team.id) if (key.rps, key.rpm, key.tpm) != (None, None, None)]
     return team, team_limits.of_team(conn, team.id), found

@@ -217,13 +217,13 @@ class Management(Routes):
     async def _create(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
         asked = await self._body(exchange, msgspec.json.Decoder(wire.CreateKey))
-        wire.refuse_qps(asked.qps)
         key, secret = await self._act(
             admin_keys.create,
             who,
             team_id=team_id,
             name=asked.name,
             acls=tuple(asked.acls or ()),  # without ACLs a key can do nothing (xai-api.md 2.2)
+            rps=wire.whole(asked.qps, "qps"),
             rpm=wire.whole(asked.qpm, "qpm"),
             tpm=wire.whole(asked.tpm, "tpm"),
             expires_us=_moment(asked.expire_time, "expireTime"),
@@ -517,7 +517,7 @@ def _moment(text: str | None, param: str) -> int | None:
 
 
 PARAMS: Final = {
-    **{"rpm": "qpm", "expires": "expireTime", "overlap": "oldSecretExpireTime", "key_id": "api_key_id"},
+    **{"rps": "qps", "rpm": "qpm", "expires": "expireTime", "overlap": "oldSecretExpireTime", "key_id": "api_key_id"},
     **{"timezone": "analyticsRequest.timeRange.timezone", "timeRange": "analyticsRequest.timeRange"},
 }
 
@@ -606,7 +606,7 @@ def _key(key: Key, secret: str | None = None) -> wire.ApiKey:
         blocked=key.blocked,
         expire_time=None if key.expires_us is None else wire.stamp(key.expires_us),
         last_use_time=None if key.last_used_us is None else wire.stamp(key.last_used_us),
-        qps=None,
+        qps=key.rps,
         qpm=key.rpm,
         tpm=None if key.tpm is None else str(key.tpm),
         acl_strings=list(key.acls),

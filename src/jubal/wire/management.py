@@ -222,7 +222,7 @@ FIELDS: Final = {
 
 
 def changes_of(asked: _UpdateKey) -> dict[str, Any]:
-    """What a patch changes, in the words of the accounts: name, acls, rpm, tpm, expires_us, disabled.
+    """What a patch changes, in the words of the accounts: name, acls, rps, rpm, tpm, expires_us, disabled.
 
     With a mask: its fields, and one that the body does not hold is cleared. Without: the fields of the body. Raises `BadRequest`
     naming the field.
@@ -257,8 +257,7 @@ def _change(name: str, value: Any) -> dict[str, Any]:
         case "acls" | "acl_strings":
             return {"acls": tuple(value or ())}
         case "qps":
-            refuse_qps(value)
-            return {}
+            return {"rps": whole(value, "apiKey.qps")}
         case "qpm":
             return {"rpm": whole(value, "apiKey.qpm")}
         case "tpm":
@@ -266,14 +265,6 @@ def _change(name: str, value: Any) -> dict[str, Any]:
         case "disabled":
             return {"disabled": bool(value)}
     return {"expires_us": None if not value else microseconds(value, "apiKey.expireTime")}
-
-
-def refuse_qps(qps: int | None) -> None:
-    """Raises `BadRequest` for a limit per second."""
-    if qps:
-        raise BadRequest(
-            "This server limits requests by the minute: give `qpm`.", param="qps", code="unsupported_parameter"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- models
