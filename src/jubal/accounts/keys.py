@@ -176,6 +176,15 @@ def get(conn: Connection, key_id: str) -> Key:
     return _key(row)
 
 
+def _locked(conn: Connection, key_id: str) -> Key:
+    """As `get`; nobody else changes it before the end of the transaction."""
+    query = sa.select(*_PUBLIC).where(api_keys.c.id == key_id).with_for_update(key_share=True)
+    row = conn.execute(query).mappings().one_or_none()
+    if row is None:
+        raise _no_key(key_id)
+    return _key(row)
+
+
 def disable(conn: Connection, key_id: str, *, now_us: int) -> Key:
     """Stops a key until it is enabled again. Raises `NotFound`."""
     return _change(conn, key_id, now_us, disabled=True)
@@ -221,7 +230,7 @@ def rotate(conn: Connection, key_id: str, *, now_us: int, overlap_us: int = 0) -
     """
     if not 0 <= overlap_us <= OVERLAP_US_MAX:
         raise BadRequest("An old secret can go on working for 0 to 7 days.", param="overlap", code="out_of_range")
-    secret = _new_secret(get(conn, key_id).management)
+    secret = _new_secret(_locked(conn, key_id).management)
     kept_until_us = now_us if overlap_us else 2**63 - 1
     conn.execute(old_secrets.delete().where(old_secrets.c.key_id == key_id, old_secrets.c.until_us <= kept_until_us))
     if overlap_us:

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from jubal.accounts.ledger import month_of
 from jubal.accounts.tables import balances, prices
+from jubal.accounts.upserts import upsert
 from jubal.core.errors import BadRequest, NotFound
 from jubal.core.generation import Generation, ImagePart
 from jubal.core.money import BASIS_POINTS, LongContext, Price
@@ -86,8 +87,7 @@ def of_team(conn: Connection, team_id: str, now_us: int) -> TeamPrices | None:
 def put(conn: Connection, team_id: str, model: str, terms: PriceTerms, *, now_us: int) -> None:
     """Sets a team's terms for a model, or for all others (`*`), in place of what was there. Raises `BadRequest`."""
     check(terms)
-    conn.execute(prices.delete().where(prices.c.team_id == team_id, prices.c.model == model))
-    conn.execute(prices.insert().values(team_id=team_id, model=model, terms=encode(terms), modified_us=now_us))
+    upsert(conn, prices, {"team_id": team_id, "model": model}, {"terms": encode(terms), "modified_us": now_us})
 
 
 def remove(conn: Connection, team_id: str, model: str) -> None:

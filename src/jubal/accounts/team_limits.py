@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jubal.accounts import teams
 from jubal.accounts.tables import limits
+from jubal.accounts.upserts import upsert
 from jubal.core.errors import BadRequest
 
 ALL: Final = "*"
@@ -48,20 +50,17 @@ class TeamLimits:
 def put(conn: Connection, *, team_id: str, model: str, rates: Rates, now_us: int) -> Rates:
     """Gives a team limits for a model, or for all (`ALL`). What `rates` does not say stays as it was.
 
-    In force on every gateway within 2 s. Raises `BadRequest` naming a number that is none.
+    In force on every gateway within 2 s. Raises `BadRequest` naming a number that is none, `NotFound`.
     """
     for param in ("rps", "rpm", "tpm"):
         value = getattr(rates, param)
         if value is not None and not 0 <= value < 2**53:
             raise BadRequest(f"{param} must be 0 (no limit) or more, and below 2**53; got {value}.", param=param)
     which = sa.and_(limits.c.team_id == team_id, limits.c.model == model)
-    row = conn.execute(sa.select(limits.c.rps, limits.c.rpm, limits.c.tpm).where(which).with_for_update()).one_or_none()
+    teams.locked(conn, team_id)
+    row = conn.execute(sa.select(limits.c.rps, limits.c.rpm, limits.c.tpm).where(which)).one_or_none()
     kept = rates if row is None else rates.over(Rates(*row))
-    values = {"rps": kept.rps, "rpm": kept.rpm, "tpm": kept.tpm, "modified_us": now_us}
-    if row is None:
-        conn.execute(limits.insert().values(team_id=team_id, model=model, **values))
-    else:
-        conn.execute(limits.update().where(which).values(**values))
+    upsert(conn, limits, {"team_id": team_id, "model": model}, {**asdict(kept), "modified_us": now_us})
     return kept
 
 

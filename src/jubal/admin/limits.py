@@ -37,8 +37,8 @@ def clear(conn: Connection, actor: Actor, team_id: str, model: str | None, *, no
 
 
 def _given(conn: Connection, team_id: str) -> dict[str, Rates]:
-    """What a team was given, by model. Raises `NotFound`."""
-    teams.get(conn, team_id)
+    """What a team was given, by model, for an act that changes it. Raises `NotFound`."""
+    teams.locked(conn, team_id)
     found = team_limits.of_team(conn, team_id)
     if found is None:
         return {}
