@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from jubal.accounts import prices, team_limits, teams
+from jubal.accounts import acl, prices, team_limits, teams
 from jubal.accounts.acl import EVERYTHING, MANAGE_EVERYTHING, Acl
 from jubal.accounts.prices import TeamPrices
 from jubal.accounts.store import Store
@@ -361,7 +361,7 @@ def _check(management: bool, values: Mapping[str, Any], now_us: int) -> None:
     if "acls" in values:
         if len(values["acls"]) > ACLS_MAX:
             raise BadRequest(f"A key has at most {ACLS_MAX} ACLs; got {len(values['acls'])}.", param="acls")
-        (Acl.parse_management if management else Acl.parse)(values["acls"])
+        (Acl.parse_management if management else acl.check_new)(values["acls"])
     for limit in ("rps", "rpm", "tpm"):
         _check_limit(limit, values.get(limit))
     expires_us = values.get("expires_us")

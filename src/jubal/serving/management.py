@@ -329,7 +329,7 @@ class Management(Routes):
             wire.EndpointAcls(
                 [
                     wire.EndpointAcl(f"api-key:endpoint:{name}", _description(name), "api-key", "endpoint", name)
-                    for name in ("*", *sorted(ENDPOINTS))
+                    for name in ("*", *ENDPOINTS)
                 ]
             ),
         )
@@ -619,7 +619,7 @@ def _is_idle(key: Key, now_us: int) -> bool:
 
 
 def _description(endpoint: str) -> str:
-    return "Every endpoint." if endpoint == "*" else f"The {endpoint} endpoint."
+    return ENDPOINTS.get(endpoint, "Every endpoint.")
 
 
 def _language_model(model: Model, weights: Weights) -> wire.ClusterLanguageModel:
