@@ -68,12 +68,12 @@ async def test_what_is_taken_is_given_back_but_for_what_was_used(limiter: type[M
     async for _ in events:
         pass
     assert counters.held(KEY) == 0
-    assert admitted.ticket.remaining_tokens == 10_000 - estimate
+    assert admitted.ticket.allowance.remaining_tokens == 10_000 - estimate
     names = [name for name, _ in admitted.ticket_headers()]
     assert names == [b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens"]  # fmt: skip
     last = made.admit(LIMITED, "chat", ASKED, request_id="r2")
     await made.take(last)
-    assert last.ticket.remaining_tokens == 10_000 - 12 - estimate, "12 were used"
+    assert last.ticket.allowance.remaining_tokens == 10_000 - 12 - estimate, "12 were used"
 
 
 async def test_a_limiter_that_waits_refuses_before_any_work() -> None:

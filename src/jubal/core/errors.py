@@ -25,6 +25,8 @@ JubalError
 
 from __future__ import annotations
 
+from jubal.core.rates import Allowance
+
 
 class JubalError(Exception):
     """Base of all errors that a caller may see. `message` is for the caller: it never holds a secret.
@@ -102,7 +104,18 @@ class OutOfCredit(JubalError):
 
 
 class TooFast(JubalError):
-    """A rate limit is reached."""
+    """A rate limit is reached. allowance: how that limit stands, where one of the caller's own refused."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
+        self.allowance = allowance
 
 
 class AtCapacity(JubalError):

@@ -53,6 +53,7 @@ from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import Kept, Recorder, ResponseCache, key_of
 from jubal.serving.charging import Charging, Held, costs
 from jubal.serving.images import Images
+from jubal.wire.base import rate_headers
 
 log = structlog.get_logger("jubal.pipeline")
 
@@ -157,21 +158,10 @@ class Admitted:
         return self.usage_log is not None
 
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
-        headers = ticket_headers(self.ticket)
+        headers = rate_headers(self.ticket.allowance)
         if self.cache_key is not None:
             headers.append((b"x-jubal-cache", b"miss" if self.kept is None else b"hit"))
         return headers
-
-
-def ticket_headers(ticket: Ticket) -> list[tuple[bytes, bytes]]:
-    """x-ratelimit-* of what is limited (xai-api.md 3)."""
-    values = (
-        (b"x-ratelimit-limit-requests", ticket.limit_requests),
-        (b"x-ratelimit-remaining-requests", ticket.remaining_requests),
-        (b"x-ratelimit-limit-tokens", ticket.limit_tokens),
-        (b"x-ratelimit-remaining-tokens", ticket.remaining_tokens),
-    )
-    return [(name, b"%d" % value) for name, value in values if value is not None]
 
 
 ModelKind: TypeAlias = Literal["language", "embedding"]
@@ -584,7 +574,7 @@ class Pipeline:
             else:
                 self.charging.settled(work.held, 0)
         assert work.made is not None
-        return Embedded(model.name, work.made, price.cost_ticks(work.usage), ticket_headers(work.ticket))
+        return Embedded(model.name, work.made, price.cost_ticks(work.usage), rate_headers(work.ticket.allowance))
 
     async def _embed(self, request: EmbeddingRequest, work: _Embedding) -> None:
         """By the first engine of the model that can: its own, then its fallbacks."""
