@@ -116,6 +116,19 @@ def test_first_limits_of_a_team(postgres_store: Store, team: str) -> None:
     assert befores(postgres_store, "limits.set") == [None, {"rps": None, "rpm": 3, "tpm": None}]
 
 
+def test_first_limits_of_a_team_by_both_sides(postgres_store: Store, team: str) -> None:
+    def act(conn: Connection, who: Actor, n: int) -> None:
+        if n:
+            limits.put_own(conn, who, team, ALL, Rates(rpm=2), now_us=NOW_US)
+        else:
+            limits.put(conn, who, team, ALL, Rates(rpm=3), now_us=NOW_US)
+
+    twice_at_once(postgres_store, act)
+    found = postgres_store.read(team_limits.of_team, team)
+    assert found is not None
+    assert (found.all, dict(found.own)) == (Rates(rpm=3), {ALL: Rates(rpm=2)})
+
+
 def test_first_price_of_a_team(postgres_store: Store, team: str) -> None:
     def act(conn: Connection, who: Actor, n: int) -> None:
         credits.set_price(conn, who, team, "grok-4", PriceTerms(input=n), now_us=NOW_US + n)

@@ -165,6 +165,14 @@ def test_pages_and_filters(managed: Managed) -> None:
         ("GET", "/audit/teams/other/events", None, 403, "other_team", "team_id"),
         ("POST", "/v1/billing/teams/other/usage", {"analyticsRequest": {"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02"}, "values": [{"name": "usd"}]}}, 403, "other_team", "team_id"),
         ("GET", "/v1/billing/teams/other/prepaid/balance", None, 403, "other_team", "team_id"),
+        ("GET", "/auth/teams/other/limits", None, 403, "other_team", "team_id"),
+        ("PUT", "/auth/teams/other/limits", {"rpm": "5"}, 403, "other_team", "team_id"),
+        ("PUT", "/auth/teams/{team_id}/limits", {}, 400, "missing_field", "rpm"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"rps": "-1"}, 400, "invalid_value", "rps"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"rpm": -1}, 400, "invalid_request", "rpm"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"tpm": 2**53}, 400, "invalid_request", "tpm"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"tpm": True}, 422, "invalid_type", "tpm"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"model": "nothing", "tpm": 1}, 404, "model_not_found", "model"),
         ("PUT", "/auth/api-keys/nobody", {"apiKey": {"name": "a"}}, 404, "key_not_found", "api_key_id"),
         ("PUT", "/auth/api-keys/nobody", {"apiKey": {}}, 400, "missing_field", "apiKey"),
         ("PUT", "/auth/api-keys/nobody", {"apiKey": {}, "fieldMask": "secret"}, 400, "invalid_value", "fieldMask"),
@@ -214,6 +222,8 @@ CALLS = {
     "CheckApiKeyPropagation": ("GET", "/auth/api-keys/{key}/propagation"),
     "ListPossibleModels": ("GET", "/auth/teams/{team_id}/models"),
     "ListPossibleEndpointAcls": ("GET", "/auth/teams/{team_id}/endpoints"),
+    "GetTeamLimits": ("GET", "/auth/teams/{team_id}/limits"),
+    "SetTeamLimits": ("PUT", "/auth/teams/{team_id}/limits"),
     "ListTeams": ("GET", "/auth/teams"),
     "ListAuditEvents": ("GET", "/audit/teams/{team_id}/events"),
     "GetBillingInfo": ("GET", "/v1/billing/teams/{team_id}/billing-info"),
@@ -232,6 +242,7 @@ CALLS = {
 BODIES: dict[str, Any] = {
     "CreateApiKey": {"name": "n"},
     "UpdateApiKey": {"apiKey": {"name": "n"}},
+    "SetTeamLimits": {"rpm": "1000000"},
     "SetBillingInfo": {"billingInfo": {"name": "n"}},
     "SetDefaultPaymentMethod": {"paymentMethodId": "x"},
     "SetSoftSpendingLimit": {"desiredSoftSpendingLimit": {"val": "1"}},
@@ -247,7 +258,7 @@ def test_every_call_has_an_acl_of_its_own(managed: Managed) -> None:
     from jubal.accounts.acl import CALLS as KNOWN
 
     assert set(CALLS) == KNOWN
-    for allowed in ("ListApiKeys", "SetBillingInfo", "AnalyzeBillingItems", "ListAuditEvents"):
+    for allowed in ("ListApiKeys", "SetTeamLimits", "SetBillingInfo", "AnalyzeBillingItems", "ListAuditEvents"):
         acl = f"team-token:endpoint:{allowed}"
         secret = managed.server.command("keys", "create", "--name", allowed, "--management", "--acl", acl)["key"]
         key_id = managed.make()["apiKeyId"]
@@ -257,6 +268,51 @@ def test_every_call_has_an_acl_of_its_own(managed: Managed) -> None:
                 assert status == 200, (call, answer)
             else:
                 assert (status, answer["error"]["code"]) == (403, "call_not_allowed"), (allowed, call)
+
+
+def test_the_limits_of_a_team(managed: Managed) -> None:
+    """What the operator gave is shown, and what the team sets itself narrows it: for its requests, in the list of models, and
+    for `jubal limits`, alike."""
+    server = managed.server
+    server.command("teams", "create", "--name", "limited")
+    made = server.command("keys", "create", "--name", "b", "--team", "limited", "--management")
+    own = Managed.__new__(Managed)
+    own.server, own.secret, own.team, own.described = server, made["key"], made["team_id"], managed.described
+    path = "/auth/teams/{team_id}/limits"
+
+    def of_grok_4() -> tuple[str, str, str]:
+        answer = own.ok("GET", "/auth/teams/{team_id}/models", answers="ClusterConfigs")
+        (found,) = (one for one in answer["clusterConfigs"][0]["languageModels"] if one["name"] == "grok-4")
+        return found["rps"], found["rpm"], found["tpm"]
+
+    nothing = {"rps": "0", "rpm": "0", "tpm": "0"}
+    assert own.ok("GET", path, answers="TeamLimitList") == {"limits": [{"model": "*", **nothing, "own": nothing}]}
+    assert of_grok_4() == ("0", "0", "0")
+    server.command("limits", "set", "--team", "limited", "--rpm", "100", "--tpm", "5000")
+    server.command("limits", "set", "--team", "limited", "--model", "grok-4", "--rps", "9", "--rpm", "200")
+    assert of_grok_4() == ("9", "100", "5000"), "the lower one of each"
+
+    wider = own.ok("PUT", path, {"model": "grok-4", "rps": 50, "rpm": "3"}, answers="TeamLimit")
+    assert wider == {"model": "grok-4", "rps": "9", "rpm": "3", "tpm": "0", "own": {"rps": "50", "rpm": "3", "tpm": "0"}}
+    assert of_grok_4() == ("9", "3", "5000")
+    listed = own.ok("GET", path, answers="TeamLimitList")["limits"]
+    assert [(one["model"], one["rps"], one["rpm"], one["tpm"]) for one in listed] == [
+        ("*", "0", "100", "5000"),
+        ("grok-4", "9", "3", "0"),
+    ]
+    shown = {row["scope"]: row for row in server.command("limits", "show", "--team", "limited")}
+    assert [shown["model"][kind] for kind in ("rps", "rpm", "tpm")] == [9, 3, None]
+    assert [shown["team"][kind] for kind in ("rps", "rpm", "tpm")] == [None, 100, 5000]
+    assert shown["model"]["own"] == {"rps": 50, "rpm": 3, "tpm": None}
+
+    key = server.command("keys", "create", "--name", "k", "--team", "limited")["key"]
+    assert [own.chat(key)[0] for _ in range(4)] == [200, 200, 200, 429]
+    assert own.ok("PUT", path, {"model": "grok-4-latest", "rpm": "0"}, answers="TeamLimit")["rpm"] == "200"
+    acts = own.ok("GET", "/audit/teams/{team_id}/events", answers="AuditEvents")["events"]
+    found = [(act["action"], act["resource"]["id"], act["before"], act["after"]) for act in acts]
+    last = {"rps": 50, "rpm": 3, "tpm": None}, {"rps": 50, "rpm": None, "tpm": None}
+    assert found[0] == ("limits.set_own", "grok-4", *last)
+    assert ("limits.set_own", "grok-4", None, {"rps": 50, "rpm": 3, "tpm": None}) in found
 
 
 def test_keys_of_others_can_not_be_managed(managed: Managed) -> None:

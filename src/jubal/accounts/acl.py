@@ -30,6 +30,7 @@ MANAGE_EVERYTHING = ("team-token:endpoint:*",)
 CALLS = frozenset(
     {
         *("CreateApiKey", "ListApiKeys", "UpdateApiKey", "RotateApiKey", "DeleteApiKey", "CheckApiKeyPropagation"),
+        *("GetTeamLimits", "SetTeamLimits"),
         *("ListTeams", "ListPossibleModels", "ListPossibleEndpointAcls", "ListAuditEvents"),
         *("GetBillingInfo", "SetBillingInfo", "ListInvoices", "ListPaymentMethods", "SetDefaultPaymentMethod"),
         *("GetAmountToPay", "GetSpendingLimits", "SetSoftSpendingLimit", "ListPrepaidBalanceChanges"),

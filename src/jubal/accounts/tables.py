@@ -250,8 +250,14 @@ limits: Final = Table(
     Column("rpm", BigInteger),
     Column("tpm", BigInteger),
     Column("modified_us", BigInteger, nullable=False),
+    Column("own_rps", BigInteger),
+    Column("own_rpm", BigInteger),
+    Column("own_tpm", BigInteger),
 )
-"""Rate limits of a team (accounts/team_limits.py). model: a public name, or * for all. 0: no limit; null: the default."""
+"""Rate limits of a team (accounts/team_limits.py). model: a public name, or * for all. 0: no limit; null: the default.
+
+own_*: what the team set itself, which only narrows; null: nothing.
+"""
 
 deferred: Final = Table(
     "deferred",

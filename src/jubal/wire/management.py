@@ -277,7 +277,8 @@ class Features(msgspec.Struct, rename="camel"):
 
 
 class ClusterLanguageModel(msgspec.Struct, rename="camel"):
-    """Prices: ticks (1e-10 US dollars) for each token. "0": no limit."""
+    """Prices: ticks (1e-10 US dollars) for each token. rps, rpm, tpm: the most that the team may do with this model, by its limits
+    on the model and on all models; "0": no limit."""
 
     name: str
     version: str
@@ -287,6 +288,7 @@ class ClusterLanguageModel(msgspec.Struct, rename="camel"):
     prompt_image_token_price: str
     cached_prompt_token_price: str
     completion_text_token_price: str
+    rps: str
     rpm: str
     tpm: str
     cluster: str
@@ -316,6 +318,50 @@ class ClusterConfig(msgspec.Struct, rename="camel"):
 
 class ClusterConfigs(msgspec.Struct, rename="camel"):
     cluster_configs: list[ClusterConfig]
+
+
+# ---------------------------------------------------------------------------------------------------------------- limits
+
+
+class OwnLimits(msgspec.Struct):
+    """What the team set itself. "0": nothing."""
+
+    rps: str
+    rpm: str
+    tpm: str
+
+
+class TeamLimit(msgspec.Struct):
+    """model: a public name, or * for all models together. rps, rpm, tpm: what holds; "0": no limit."""
+
+    model: str
+    rps: str
+    rpm: str
+    tpm: str
+    own: OwnLimits
+
+
+class TeamLimitList(msgspec.Struct):
+    """That of all models first."""
+
+    limits: list[TeamLimit]
+
+
+class _SetTeamLimit(msgspec.Struct):
+    """What is absent stays as it was. "0": nothing."""
+
+    model: str = "*"
+    rps: str | int | None = None
+    rpm: str | int | None = None
+    tpm: str | int | None = None
+
+
+SetTeamLimit = _SetTeamLimit
+
+
+def rate(limit: int | None) -> str:
+    """A rate limit as this API writes it."""
+    return str(limit or 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------- audit
@@ -656,6 +702,24 @@ OPERATIONS: Final = (
         "The models that ACLs may name",
         "Management",
         ClusterConfigs,
+    ),
+    _operation(
+        "GET",
+        "/auth/teams/{team_id}/limits",
+        "listTeamLimits",
+        "The rate limits of a team",
+        "Management",
+        TeamLimitList,
+    ),
+    _operation(
+        "PUT",
+        "/auth/teams/{team_id}/limits",
+        "setTeamLimit",
+        "Limit one's own team: never to more than it was given",
+        "Management",
+        TeamLimit,
+        body=_SetTeamLimit,
+        example={"model": "grok-4", "rpm": "600", "tpm": "100000"},
     ),
     _operation(
         "GET",
