@@ -46,7 +46,7 @@ def twice_at_once(store: Store, act: Act) -> None:
         assert done.wait(TIMEOUT_S)
         try:
             store.transact(lambda conn: act(conn, actor.operator(conn), 1))
-        except BaseException as error:  # noqa: BLE001  shown by the test
+        except BaseException as error:
             failed.append(error)
 
     second = threading.Thread(target=go_second)
@@ -89,11 +89,9 @@ def test_many_first_billing_infos(postgres_store: Store) -> None:
             start.wait(TIMEOUT_S)
             try:
                 postgres_store.transact(
-                    lambda conn: billing.set_info(
-                        conn, actor.operator(conn), team_id, {"name": str(n)}, now_us=NOW_US
-                    )
+                    lambda conn: billing.set_info(conn, actor.operator(conn), team_id, {"name": str(n)}, now_us=NOW_US)
                 )
-            except BaseException as error:  # noqa: BLE001  shown by the test
+            except BaseException as error:
                 failed.append(error)
 
         threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
@@ -143,9 +141,7 @@ def test_rotations_of_one_key(postgres_store: Store, team: str) -> None:
     secrets: list[str] = []
 
     def act(conn: Connection, who: Actor, n: int) -> None:
-        secrets.append(
-            admin_keys.rotate(conn, who, key.id, overlap_us=OVERLAP_US_MAX - n, now_us=NOW_US)[1]
-        )
+        secrets.append(admin_keys.rotate(conn, who, key.id, overlap_us=OVERLAP_US_MAX - n, now_us=NOW_US)[1])
 
     twice_at_once(postgres_store, act)
     assert len(set(secrets)) == 2

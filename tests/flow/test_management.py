@@ -293,7 +293,13 @@ def test_the_limits_of_a_team(managed: Managed) -> None:
     assert of_grok_4() == ("9", "100", "5000"), "the lower one of each"
 
     wider = own.ok("PUT", path, {"model": "grok-4", "rps": 50, "rpm": "3"}, answers="TeamLimit")
-    assert wider == {"model": "grok-4", "rps": "9", "rpm": "3", "tpm": "0", "own": {"rps": "50", "rpm": "3", "tpm": "0"}}
+    assert wider == {
+        "model": "grok-4",
+        "rps": "9",
+        "rpm": "3",
+        "tpm": "0",
+        "own": {"rps": "50", "rpm": "3", "tpm": "0"},
+    }
     assert of_grok_4() == ("9", "3", "5000")
     listed = own.ok("GET", path, answers="TeamLimitList")["limits"]
     assert [(one["model"], one["rps"], one["rpm"], one["tpm"]) for one in listed] == [

@@ -128,5 +128,6 @@ def split(text: str) -> tuple[str, str]:
         case ["api-key", ("endpoint" | "model") as namespace, value] if value:
             return namespace, value
     raise BadRequest(
-        f"`{text[:200]}` is not an ACL. Expected api-key:model:NAME or api-key:endpoint:NAME, with * for any.", param="acls"
+        f"`{text[:200]}` is not an ACL. Expected api-key:model:NAME or api-key:endpoint:NAME, with * for any.",
+        param="acls",
     )

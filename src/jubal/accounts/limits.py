@@ -79,8 +79,8 @@ class Limiter(Protocol):
     async def take(self, scopes: ScopeSet, tokens: int) -> Ticket:
         """One request, and the most tokens that it may use, from all scopes, or from none.
 
-        Raises `TooFast` for the limit that takes longest to let it in, with its allowance. Its `retry_after_s` is when the same request will be let
-        in if no other is before; None where it asks for more than the limit ever allows. Raises `StoreUnavailable` where the
+        Raises `TooFast` for the limit that takes longest to let it in, with its allowance. Its `retry_after_s` is when the same
+        request will be let in if no other is before; None where it asks for more than the limit ever allows. Raises `StoreUnavailable` where the
         counters can't be reached.
         """
         ...
@@ -275,9 +275,7 @@ def _wait_us(spent: int, count: int, limit: int | None, one: int) -> float:
     return math.inf if count > limit else -(-over // limit)
 
 
-def refusal(
-    scopes: ScopeSet, left: Sequence[Left], which: int, kind: int, tokens: int, wait_us: float
-) -> TooFast:
+def refusal(scopes: ScopeSet, left: Sequence[Left], which: int, kind: int, tokens: int, wait_us: float) -> TooFast:
     """The refusal by the limit of one scope, `which`. kind: 0 requests per second, 1 requests per minute, 2 tokens per minute.
 
     No wait is promised where none helps (an infinite one).

@@ -118,6 +118,7 @@ usage: Final = Table(
     Column("tools", Text),
     Column("reserve_id", Text),
     Column("drawn_ticks", BigInteger),
+    Column("service_tier", Text),
     Index(None, "key_id", "created_us"),
     Index(None, "created_us"),
 )

@@ -95,7 +95,7 @@ def clear(conn: Connection, *, team_id: str, model: str | None = None) -> int:
     which = sa.and_(limits.c.team_id == team_id, sa.or_(*(column.is_not(None) for column in _GIVEN)))
     if model is not None:
         which = sa.and_(which, limits.c.model == model)
-    cleared = conn.execute(limits.update().where(which).values({column: None for column in _GIVEN})).rowcount
+    cleared = conn.execute(limits.update().where(which).values(dict.fromkeys(_GIVEN))).rowcount
     _forget_empty(conn, team_id)
     return cleared
 

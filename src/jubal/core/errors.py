@@ -106,15 +106,18 @@ class OutOfCredit(JubalError):
 class TooFast(JubalError):
     """A rate limit is reached. allowance: how that limit stands, where one of the caller's own refused."""
 
+    allowance: Allowance | None = None
+
     def __init__(
         self,
         message: str,
         *,
+        param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
         allowance: Allowance | None = None,
     ) -> None:
-        super().__init__(message, code=code, retry_after_s=retry_after_s)
+        super().__init__(message, param=param, code=code, retry_after_s=retry_after_s)
         self.allowance = allowance
 
 

@@ -14,15 +14,18 @@ from jubal.core.errors import AtCapacity
 RETRY_AFTER_S: Final = 2.0
 """Where nothing is known yet of how long the engine's work takes."""
 RETRY_AFTER_MAX_S: Final = 60.0
+PRIORITY_MAX: Final = 7
+"""Places in a row that go to priority while others wait."""
 LATEST: Final = 0.2
 """How much the last interval between two departures counts in their mean."""
 
 
 class Admission:
-    """First come, first served, but work that nobody waits for only when nobody else wants in.
+    """First come, first served, but who has priority goes before the others, and work that nobody waits for
+    only when nobody else wants in.
 
-    Use as `async with admission:` around the engine's work, or `admission.door(background=True)` in its place. running_max: None
-    for no limit. queued_max: how many may wait, of either class. clock: monotonic seconds.
+    Use as `async with admission:` around the engine's work, or `admission.door(…)` in its place. running_max: None for no limit.
+    queued_max: how many may wait, of each class. clock: monotonic seconds.
     """
 
     def __init__(
@@ -33,22 +36,31 @@ class Admission:
         self._queued_max = queued_max
         self._clock = clock
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._priority: deque[asyncio.Future[None]] = deque()
         self._background: deque[asyncio.Future[None]] = deque()
+        self._in_a_row = 0  # places that went to priority while somebody else waited
         self._pace = _Pace()
         self.running = 0
 
     @property
     def queued(self) -> int:
         """Requests that wait and that somebody waits for."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._priority)
+
+    @property
+    def bounded(self) -> bool:
+        """Requests can be in each other's way here."""
+        return self._running_max is not None
 
     @property
     def queued_background(self) -> int:
         return len(self._background)
 
-    def door(self, *, background: bool) -> Admission | _BackgroundDoor:
-        """The way in. background: nobody waits for the answer."""
-        return _BackgroundDoor(self) if background else self
+    def door(self, *, background: bool = False, priority: bool = False) -> Admission | _SideDoor:
+        """The way in. background: nobody waits for the answer. priority: before those who have none."""
+        if background:
+            return _SideDoor(self, self._background)
+        return _SideDoor(self, self._priority) if priority else self
 
     async def __aenter__(self) -> None:
         """Raises `AtCapacity` where the queue is full."""
@@ -56,7 +68,7 @@ class Admission:
 
     async def _enter(self, queue: deque[asyncio.Future[None]]) -> None:
         free = self._running_max is None or self.running < self._running_max
-        if free and not self._waiting and not self._background:
+        if free and not (self._waiting or self._priority or self._background):
             self.running += 1
             return
         if len(queue) >= self._queued_max:
@@ -83,8 +95,8 @@ class Admission:
         self._leave()
 
     def _leave(self) -> None:
-        self._pace.leave(self._clock(), busy=bool(self._waiting or self._background))
-        for queue in (self._waiting, self._background):
+        self._pace.leave(self._clock(), busy=bool(self._waiting or self._priority or self._background))
+        for queue in self._order():
             while queue:
                 turn = queue.popleft()
                 if not turn.done():
@@ -92,18 +104,31 @@ class Admission:
                     return
         self.running -= 1
 
+    def _order(self) -> tuple[deque[asyncio.Future[None]], ...]:
+        """Whose turn it is. Priority is not everything: of so many places one goes to whoever waits longest without it, so that
+        a team that always asks for priority can't keep all others out."""
+        if not (self._priority and self._waiting):
+            self._in_a_row = 0
+        elif self._in_a_row < PRIORITY_MAX:
+            self._in_a_row += 1
+        else:
+            self._in_a_row = 0
+            return self._waiting, self._priority, self._background
+        return self._priority, self._waiting, self._background
 
-class _BackgroundDoor:
-    """The way in for work that nobody waits for."""
 
-    __slots__ = ("_admission",)
+class _SideDoor:
+    """The way in for another class of work."""
 
-    def __init__(self, admission: Admission) -> None:
+    __slots__ = ("_admission", "_queue")
+
+    def __init__(self, admission: Admission, queue: deque[asyncio.Future[None]]) -> None:
         self._admission = admission
+        self._queue = queue
 
     async def __aenter__(self) -> None:
-        """Raises `AtCapacity` where as many wait already as may."""
-        await self._admission._enter(self._admission._background)
+        """Raises `AtCapacity` where as many of its class wait already as may."""
+        await self._admission._enter(self._queue)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -398,11 +398,8 @@ class Management(Routes):
     def _limit(self, model: str, team: Team, limits: TeamLimits) -> wire.TeamLimit:
         own = limits.own.get(model, NO_RATES)
         rates = self._scopes.limits_of(None if model == ALL else model, team.tier, limits)
-        return wire.TeamLimit(
-            model,
-            *(wire.rate(limit) for limit in (rates.rps, rates.rpm, rates.tpm)),
-            wire.OwnLimits(*(wire.rate(limit) for limit in (own.rps, own.rpm, own.tpm))),
-        )
+        mine = wire.OwnLimits(wire.rate(own.rps), wire.rate(own.rpm), wire.rate(own.tpm))
+        return wire.TeamLimit(model, wire.rate(rates.rps), wire.rate(rates.rpm), wire.rate(rates.tpm), mine)
 
     # ------------------------------------------------------------------------------------------ billing
 

@@ -157,6 +157,11 @@ class Admitted:
         """Nobody waits for it: it gives way to requests that somebody waits for."""
         return self.usage_log is not None
 
+    @property
+    def priority(self) -> bool:
+        """It asks to go before others, and may be charged for that."""
+        return self.generation.priority and not self.background
+
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
         headers = rate_headers(self.ticket.allowance)
         if self.cache_key is not None:
@@ -322,7 +327,7 @@ class Pipeline:
         return await self.charging.hold(
             admitted.caller,
             admitted.model,
-            admitted.price,
+            admitted.price.for_priority() if admitted.priority else admitted.price,
             admitted.generation,
             self._window,
             admitted.request_id,
@@ -515,20 +520,21 @@ class Pipeline:
             if turn.model != model.upstream:
                 turn = replace(turn, model=model.upstream)
             asked = False
+            priority = admitted.priority and served.admission.bounded  # elsewhere there is nobody to go before
             try:
                 with served.breaker.attempt() as attempt:
-                    async with served.admission.door(background=admitted.background):
+                    async with served.admission.door(background=admitted.background, priority=priority):
                         attempt.check()
                         asked = True
                         await self._check_window(model, served.engine, turn)
-                        account.asks(name, weights.fingerprint)
+                        account.asks(name, weights.fingerprint, priority=priority)
                         async with aclosing(loop.run(turn, served.engine, self.toolbox)) as events:
                             async for event in events:
                                 if not account.started:
                                     attempt.answered()
                                     account.started = True
                                     yield Started(
-                                        admitted.request_id, int(self._now()), model.name, weights.fingerprint
+                                        admitted.request_id, int(self._now()), model.name, weights.fingerprint, priority
                                     )
                                 yield event
                 return
@@ -716,7 +722,7 @@ class _Account:
 
     __slots__ = (
         "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "charge", "engine",
-        "free", "settled", "started", "usage", "uses", "weights",
+        "free", "priority", "settled", "started", "usage", "uses", "weights",
     )  # fmt: skip
 
     def __init__(self, admitted: Admitted, clock: Callable[[], float]) -> None:
@@ -731,6 +737,7 @@ class _Account:
         self.weights = ""
         self.asked = False
         self.free = False
+        self.priority = False
         self.started = False
         self.usage = NOTHING
         self.charge: Charge = NO_CHARGE
@@ -742,9 +749,9 @@ class _Account:
         """Tokens that are used until now, all kinds together."""
         return self._tally.usage(self._admitted.generation).total
 
-    def asks(self, engine: str, fingerprint: str) -> None:
+    def asks(self, engine: str, fingerprint: str, *, priority: bool = False) -> None:
         """An engine begins to work."""
-        self.asked, self.engine, self.weights = True, engine, fingerprint
+        self.asked, self.engine, self.weights, self.priority = True, engine, fingerprint, priority
 
     def see(self, event: Event) -> None:
         self._tally.see(event)
@@ -766,7 +773,8 @@ class _Account:
         if status == "ok" or self.started or unseen:
             self.usage = self._tally.usage(self._admitted.generation)
         free = status == "failed" or self.free
-        self.charge = NO_CHARGE if free else self._admitted.price.charge(self.usage, self.uses)
+        price = self._admitted.price.for_priority() if self.priority else self._admitted.price
+        self.charge = NO_CHARGE if free else price.charge(self.usage, self.uses)
         return self.charge.total
 
     def row(self, now_us: int) -> UsageRow:
@@ -791,5 +799,6 @@ class _Account:
             latency_us=int((self._ended_s - began) * 1e6),
             first_token_us=None if self._first_s is None else int((self._first_s - began) * 1e6),
             estimated=not self._tally.exact and usage != NOTHING,
+            service_tier="priority" if self.priority else None,
             **costs(self.charge, tools_text(admitted.price, self.uses), admitted.held),
         )

@@ -1,4 +1,4 @@
-"""Requests per second of an API key, and rate limits that a team sets itself."""
+"""Requests per second of an API key, rate limits that a team sets itself, and the service tier of a request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ def upgrade() -> None:
     op.add_column("api_keys", sa.Column("rps", sa.BigInteger))
     for name in OWN:
         op.add_column("limits", sa.Column(name, sa.BigInteger))
+    op.add_column("usage", sa.Column("service_tier", sa.Text))
 
 
 def downgrade() -> None:
+    op.drop_column("usage", "service_tier")
     for name in OWN:
         op.drop_column("limits", name)
     op.drop_column("api_keys", "rps")
