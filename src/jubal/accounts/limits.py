@@ -80,8 +80,8 @@ class Limiter(Protocol):
         """One request, and the most tokens that it may use, from all scopes, or from none.
 
         Raises `TooFast` for the limit that takes longest to let it in, with its allowance. Its `retry_after_s` is when the same
-        request will be let in if no other is before; None where it asks for more than the limit ever allows. Raises `StoreUnavailable` where the
-        counters can't be reached.
+        request will be let in if no other is before; None where it asks for more than the limit ever allows. Raises
+        `StoreUnavailable` where the counters can't be reached.
         """
         ...
 

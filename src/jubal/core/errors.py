@@ -100,7 +100,9 @@ class MethodNotAllowed(JubalError):
 
 
 class OutOfCredit(JubalError):
-    """The team's credit does not cover the most this request may cost."""
+    """The team's credit does not cover the most this request may cost. available_ticks: what there is; None: not known."""
+
+    available_ticks: int | None = None
 
 
 class TooFast(JubalError):

@@ -331,7 +331,24 @@ class Pipeline:
             admitted.generation,
             self._window,
             admitted.request_id,
+            self._counted,
         )
+
+    async def _counted(self, model: Model, generation: Generation) -> int | None:
+        """Prompt tokens by the engine that counts most of those that may answer; None where one of them can't tell now.
+
+        Not below the estimate that an answer is charged by which was cut before its engine told.
+        """
+        most = 0
+        for name in (model.engine, *model.fallback):
+            engine = self.engines[name].engine
+            if not isinstance(engine, TokenCounter) or engine.status().state != "ready":
+                return None
+            try:
+                most = max(most, await engine.count(replace(generation, model=model.upstream)))
+            except JubalError:
+                return None
+        return max(most * max(1, len(generation.prompts)), estimate_prompt(generation))
 
     def _window(self, model: Model) -> int | None:
         """Tokens that no request for a model can exceed, whichever of its engines answers. None: not known."""
