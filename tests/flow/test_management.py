@@ -156,6 +156,8 @@ def test_pages_and_filters(managed: Managed) -> None:
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "tpm": "x"}, 400, "invalid_value", "tpm"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "soon"}, 400, "invalid_value", "expireTime"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "2020-01-01T00:00:00Z"}, 400, "expires_in_the_past", "expireTime"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "9999-12-31T23:59:59-12:00"}, 400, "out_of_range", "expireTime"),
+        ("POST", "/v1/billing/teams/{team_id}/usage", {"analyticsRequest": {"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02"}, "values": [{"name": "usd"}], "filters": ["api_key_id:\0"]}}, 400, "invalid_value", "analyticsRequest.filters[0]"),
         ("POST", "/auth/teams/{team_id}/api-keys", b"{", 400, "invalid_json", None),
         ("GET", "/auth/teams/{team_id}/api-keys?pageSize=0", None, 400, "invalid_value", "pageSize"),
         ("GET", "/auth/teams/{team_id}/api-keys?activeOnly=maybe", None, 400, "invalid_value", "activeOnly"),

@@ -13,6 +13,7 @@ import pytest
 
 from jubal.accounts import credits, ledger, prices, usage
 from jubal.accounts.acl import EVERYTHING, Acl
+from jubal.accounts.credits import Terms
 from jubal.accounts.holds import REFUSED_S, Credit
 from jubal.accounts.keys import Caller
 from jubal.accounts.limits import MemoryLimiter
@@ -218,7 +219,7 @@ async def test_an_engine_that_can_not_count_now_changes_nothing(store: Store) ->
         async with bench(store, engine=engine) as made:
             if error is not None:
                 made.add(BY_COUNT_OF_LONG)
-            with pytest.raises(OutOfCredit, match="may cost up to 0.0000000686"):
+            with pytest.raises(OutOfCredit, match=r"may cost up to 0\.0000000686"):
                 await made.run(asked=LONG)
             assert engine.turns == []
 
@@ -238,6 +239,18 @@ async def test_two_gateways_that_count_never_overspend(store: Store) -> None:
         assert all(row.drawn_ticks == row.cost_in_usd_ticks for row in rows), "none cost more than was held"
         await second.credit.upkeep()
         assert await first.left() == (3 * BY_COUNT_OF_LONG - good * COST, 0)
+
+
+async def test_a_cost_below_zero_frees_no_more_than_was_held(store: Store) -> None:
+    """Whatever an engine counts: memory must never believe in more credit than the store has."""
+    async with bench(store) as made:
+        made.add(100)
+        hold = await made.credit.hold("team", Terms(), 60, "r1")
+        assert hold.drawn(-1000) == 0
+        made.credit.settled(hold, -1000)
+        with pytest.raises(OutOfCredit):
+            await made.credit.hold("team", Terms(), 101, "r2")
+        assert await made.left() == (100, 0)
 
 
 async def test_an_unbounded_answer_is_bounded(store: Store) -> None:

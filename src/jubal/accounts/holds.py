@@ -92,7 +92,7 @@ class Hold:
 
     def drawn(self, cost_ticks: int) -> int:
         """What a request of this cost takes from the reserve."""
-        return min(cost_ticks, self.ticks)
+        return max(0, min(cost_ticks, self.ticks))
 
 
 class Credit:

@@ -44,6 +44,8 @@ OVERLAP_US_MAX: Final = 7 * 24 * 3600 * 1_000_000
 """How long an old secret may go on working (xai-api.md 21.1)."""
 OLD_SECRETS_MAX: Final = 4
 """Old secrets of one key that work at a time."""
+EXPIRES_US_MAX: Final = 253_370_764_800_000_000
+"""The beginning of the year 9999: a calendar can tell any moment before it, in any time zone."""
 ACLS_MAX: Final = 1000
 LIMIT_MAX: Final = 2**53
 """Rate limits are below this: every counter and every client can tell such numbers exactly."""
@@ -365,8 +367,10 @@ def _check(management: bool, values: Mapping[str, Any], now_us: int) -> None:
     for limit in ("rps", "rpm", "tpm"):
         _check_limit(limit, values.get(limit))
     expires_us = values.get("expires_us")
-    if expires_us is not None and not now_us < expires_us < 2**63:
+    if expires_us is not None and expires_us <= now_us:
         raise BadRequest("A key must expire in the future, or never.", param="expires", code="expires_in_the_past")
+    if expires_us is not None and expires_us >= EXPIRES_US_MAX:
+        raise BadRequest("A key must expire before the year 9999, or never.", param="expires", code="out_of_range")
 
 
 def _check_limit(param: str, limit: int | None) -> None:

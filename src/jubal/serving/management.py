@@ -620,7 +620,7 @@ def _filters(texts: list[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for index, text in enumerate(texts):
         name, colon, value = text.removeprefix("NOT ").partition(":")
-        if name not in names or not colon or not value or value[0] in "<>":
+        if name not in names or not colon or not value or value[0] in "<>" or "\0" in value:
             raise _wrong(f"analyticsRequest.filters[{index}]", f"FIELD:VALUE with a field of {', '.join(names)}")
         where = ("not_" if text.startswith("NOT ") else "") + names[name]
         found[where] = (*found.get(where, ()), value)

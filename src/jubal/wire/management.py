@@ -18,6 +18,7 @@ from jubal.wire.openai_schema import ALWAYS, refusals
 from jubal.wire.openapi import Answer, Operation, Schema
 
 MICRO: Final = 1_000_000
+STAMP_US_MAX: Final = 253_402_300_799_999_999
 CENT: Final = TICKS_PER_USD // 100
 REFUSED: Final = (*ALWAYS, core.BadRequest, core.NotFound)
 SENT: Final = (*REFUSED, core.Undecodable, core.BodyTooLarge, core.UnsupportedMedia)
@@ -27,7 +28,8 @@ SENT: Final = (*REFUSED, core.Undecodable, core.BodyTooLarge, core.UnsupportedMe
 
 
 def stamp(us: int) -> str:
-    """Microseconds since 1970 as `2026-01-05T09:12:44.120391Z`."""
+    """Microseconds since 1970 as `2026-01-05T09:12:44.120391Z`. What is beyond the calendar is told as its end."""
+    us = min(us, STAMP_US_MAX)
     return datetime.fromtimestamp(us // MICRO, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{us % MICRO:06}Z"
 
 
