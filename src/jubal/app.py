@@ -459,6 +459,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     credit = Credit(store)
     tiers = Tiers.configured(settings.tiers)
     limiter = make_limiter(settings)
+    scopes = make_scopes(settings, tiers)
     pipeline = Pipeline(
         models,
         served,
@@ -471,7 +472,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         toolbox=make_toolbox(settings),
         cache=make_cache(settings.cache),
         charging=Charging(credit, tiers),
-        scopes=make_scopes(settings, tiers),
+        scopes=scopes,
     )
     sealer = FernetSealer(store.hash_key)
     dialects = {path: make() for path, make in DIALECTS.items()}
@@ -489,7 +490,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         deferred=deferred,
         responses=(OpenAIResponses(sealer), Answers(store, "responses")),
         door=door,
-        mounts=(Own(store, door), Management(store, door, pipeline, Books(tiers))),
+        mounts=(Own(store, door), Management(store, door, pipeline, Books(tiers), scopes)),
         health=lambda: health(pipeline),
         body_bytes_max=int(settings.server.body_limit_mb * 1024 * 1024),
         cors=Cors(settings.server.cors_origins) if settings.server.cors_origins else None,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jubal.accounts.acl import ENDPOINTS, EVERYTHING, Acl, split
+from jubal.accounts.acl import ENDPOINTS, EVERYTHING, Acl, check_new, split
 from jubal.core.errors import BadRequest, NotAllowed
 
 NAMES = st.text(string.ascii_letters + string.digits + "-._:/", min_size=1, max_size=30)
@@ -67,6 +67,18 @@ def test_what_is_no_acl_is_named(text: str) -> None:
         Acl.parse(["api-key:model:*", text])
     assert caught.value.param == "acls"
     assert f"`{text}`" in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["completions", "Chat", "chat ", "responses", "c\N{CYRILLIC SMALL LETTER HA}at"])
+def test_a_new_key_can_not_name_an_endpoint_that_is_none(name: str) -> None:
+    with pytest.raises(BadRequest, match="names no endpoint") as caught:
+        check_new(["api-key:model:*", f"api-key:endpoint:{name}"])
+    assert caught.value.param == "acls"
+    check_new([*EVERYTHING, *(f"api-key:endpoint:{known}" for known in ENDPOINTS)])
+
+
+def test_a_stored_key_may_name_what_this_release_does_not_know() -> None:
+    assert not any(Acl.parse(["api-key:endpoint:completions"]).allows_endpoint(name) for name in ENDPOINTS)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["endpoint", "model"]), NAMES)))

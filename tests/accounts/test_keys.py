@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from jubal.accounts import keys, tables, teams
 from jubal.accounts.acl import EVERYTHING, Acl
-from jubal.accounts.keys import Caller, Key, KeyRing
+from jubal.accounts.keys import EXPIRES_US_MAX, Caller, Key, KeyRing
 from jubal.accounts.store import Store
 from jubal.core.errors import BadRequest, JubalError, NotAllowed, NotFound, NotIdentified, StoreUnavailable
 from tests.accounts.conftest import NOW_US, Clock
@@ -122,7 +122,12 @@ def test_an_unknown_id(sqlite_store: Store, act: Callable[[Store], object]) -> N
         ("name", {"name": "x" * 201}),
         ("acls", {"acls": ("api-key:everything",)}),
         ("rpm", {"rpm": 0}),
-        ("rpm", {"rpm": 2**63}),
+        ("rpm", {"rpm": 2**53}),
+        ("expires", {"expires_us": EXPIRES_US_MAX}),
+        ("expires", {"expires_us": NOW_US}),
+        ("rps", {"rps": 0}),
+        ("rps", {"rps": -1}),
+        ("rps", {"rps": 2**53}),
         ("tpm", {"tpm": -1}),
     ],
 )

@@ -27,7 +27,7 @@ class KeyLimiter(MemoryLimiter):
 
 
 def numbers(ticket: Ticket) -> tuple[int | None, ...]:
-    return ticket.limit_requests, ticket.remaining_requests, ticket.limit_tokens, ticket.remaining_tokens
+    return ticket.allowance
 
 
 def take_all(limiter: KeyLimiter, caller: Caller, tokens: int = 0, most: int = 1000) -> list[Ticket]:
@@ -238,7 +238,7 @@ def test_no_stretch_of_time_sees_more_than_the_limit(
         used = min(uses, asks)
         running.append((clock.now + takes_ms / 1000, ticket, asks - used))
         let_in.append((clock.now, used))
-        assert 0 <= (ticket.remaining_tokens or 0) <= tpm - asks
+        assert 0 <= (ticket.allowance.remaining_tokens or 0) <= tpm - asks
     assert in_any_window(let_in, tpm)
     assert in_any_window([(at, 1) for at, _ in let_in], rpm)
 

@@ -29,7 +29,7 @@ from jubal.core.generation import (
 )
 from jubal.core.money import FREE, LongContext, Price, exact_ticks, exact_usd, ticks_of_usd
 from jubal.core.usage import NOTHING, Usage
-from jubal.serving.charging import Held, charged
+from jubal.serving.charging import Held, costs
 from tests.accounts.conftest import NOW_US, usage_row
 
 GROK_4 = Price.from_usd_per_million(3.00, 0.75, 15.00)
@@ -64,7 +64,7 @@ def test_a_charge_is_the_sum_of_its_parts(price: Price, used: Usage, uses: dict[
     assert charge.total == sum(charge) == price.cost_ticks(used, uses)
     assert min(charge) >= 0
     assert charge.tools == sum(n * price.tool_fee(tool) for tool, n in uses.items())
-    row = charged(usage_row("a"), charge, prices.tools_text(price, uses), Held())
+    row = usage_row("a")._replace(**costs(charge, prices.tools_text(price, uses), Held()))
     assert row.cost_in_usd_ticks == charge.total
     stored = (row.input_ticks, row.cached_input_ticks, row.output_ticks, row.reasoning_ticks, row.request_ticks)
     fees = sum(ticks for _, ticks in json.loads(row.tools).values()) if row.tools else 0
@@ -285,7 +285,7 @@ def test_an_invoice_equals_the_ledger(store: Store) -> None:
     ):
         blank = usage_row(n, team_id=team.id, model=model, prompt_tokens=used.prompt, cached_tokens=used.cached)
         blank = blank._replace(completion_tokens=used.completion, reasoning_tokens=used.reasoning)
-        rows.append(charged(blank, price.charge(used, uses), prices.tools_text(price, uses), Held()))
+        rows.append(blank._replace(**costs(price.charge(used, uses), prices.tools_text(price, uses), Held())))
     rows.append(usage_row("old release", team_id=team.id, cost_in_usd_ticks=17))
     rows.append(usage_row("failed", team_id=team.id, cost_in_usd_ticks=0, status="failed", prompt_tokens=10**6))
     month = ledger.month_of(NOW_US)
@@ -329,3 +329,15 @@ def test_a_month_without_anything(store: Store) -> None:
     found = store.read(invoices.build, team.id, 202501)
     assert (found.lines, found.total, found.name) == ((), 0, "2025-01")
     assert store.read(invoices.months, team.id) == []
+
+
+def test_priority_doubles_all_but_the_fees_of_tools() -> None:
+    """Long context too, and a price of its own for images and reasoning."""
+    price = Price(3, 1, 5, image=7, reasoning=11, tools=(("web_search", 13),), request=17)
+    price = replace(price, long_context=LongContext(100, 19, 23, 29))
+    for used in (Usage(50, 6, 4, 2, 9), Usage(200, 6, 4, 2, 9)):
+        usual, more = price.charge(used, {"web_search": 3}), price.for_priority().charge(used, {"web_search": 3})
+        assert more.tools == usual.tools == 39
+        assert more._replace(tools=0) == tuple(2 * ticks for ticks in usual._replace(tools=0))
+    plain = Price(3, 1, 5)
+    assert (plain.for_priority().image, plain.for_priority().reasoning) == (None, None)

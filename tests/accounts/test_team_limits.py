@@ -15,7 +15,7 @@ from jubal.accounts.scopes import Scopes
 from jubal.accounts.store import Store
 from jubal.accounts.team_limits import ALL, Rates, TeamLimits
 from jubal.accounts.tiers import Tier, Tiers
-from jubal.core.errors import BadRequest, NotAllowed, TooFast
+from jubal.core.errors import BadRequest, NotAllowed, NotFound, TooFast
 from tests.accounts.conftest import NOW_US, Clock
 
 CALLER = Caller("key", "team", Acl.parse(EVERYTHING), tier="small")
@@ -27,9 +27,9 @@ def limits(caller: Caller, model: str) -> list[tuple[str, int | None, int | None
 
 
 def test_key_team_and_model_each_have_their_own() -> None:
-    caller = replace(CALLER, rpm=3)
+    caller = replace(CALLER, rpm=3, rps=1)
     assert limits(caller, "grok-4") == [
-        ("{team}:key:key", None, 3, None),
+        ("{team}:key:key", 1, 3, None),
         ("{team}:team", None, 10, 1000),
         ("{team}:model:grok-4", 2, 5, None),
     ]
@@ -46,6 +46,17 @@ def test_a_teams_own_limits_take_the_place_of_the_defaults_one_by_one() -> None:
     caller = replace(CALLER, limits=own)
     assert limits(caller, "grok-4") == [("{team}:team", None, 20, None), ("{team}:model:grok-4", 2, None, None)]
     assert limits(caller, "other") == [("{team}:team", None, 20, None), ("{team}:model:other", None, None, 7)]
+
+
+def test_what_a_team_sets_itself_only_narrows() -> None:
+    own = {ALL: Rates(rpm=5, tpm=2000), "grok-4": Rates(rps=9, rpm=1), "other": Rates(tpm=3)}
+    caller = replace(CALLER, limits=TeamLimits(own=own))
+    assert limits(caller, "grok-4") == [("{team}:team", None, 5, 1000), ("{team}:model:grok-4", 2, 1, None)]
+    assert limits(caller, "other") == [("{team}:team", None, 5, 1000), ("{team}:model:other", None, None, 3)]
+    unlimited = replace(CALLER, limits=TeamLimits(Rates(rpm=0, tpm=0), own=own))
+    assert limits(unlimited, "x") == [("{team}:team", None, 5, 2000)]
+    assert SCOPES.rates_on("grok-4", "small", TeamLimits(own=own)) == Rates(2, 1, 1000)
+    assert SCOPES.rates_on("grok-4", "gone", TeamLimits()) == Rates(2, 5, None)
 
 
 def test_a_tier_that_nobody_configured() -> None:
@@ -101,6 +112,23 @@ def test_set_show_and_clear(store: Store) -> None:
         with pytest.raises(BadRequest, match="tpm") as caught:
             store.transact(team_limits.put, team_id=team, model=ALL, rates=Rates(tpm=wrong), now_us=NOW_US)
         assert caught.value.param == "tpm"
+
+
+def test_what_a_team_was_given_and_what_it_set_itself_are_kept_apart(store: Store) -> None:
+    team = store.read(teams.default).id
+    both = {"team_id": team, "model": ALL, "now_us": NOW_US}
+    assert store.transact(team_limits.put_own, rates=Rates(rpm=2, tpm=3), **both) == Rates(None, 2, 3)
+    assert store.read(team_limits.of_team, team) == TeamLimits(own={ALL: Rates(None, 2, 3)})
+    assert store.transact(team_limits.clear, team_id=team) == 0, "nothing was given"
+    store.transact(team_limits.put, rates=Rates(rpm=50), **both)
+    assert store.transact(team_limits.put_own, rates=Rates(rpm=0), **both) == Rates(tpm=3)
+    assert store.read(team_limits.of_team, team) == TeamLimits(Rates(rpm=50), own={ALL: Rates(tpm=3)})
+    assert store.transact(team_limits.clear, team_id=team) == 1
+    assert store.read(team_limits.of_team, team) == TeamLimits(own={ALL: Rates(tpm=3)})
+    assert store.transact(team_limits.put_own, rates=Rates(tpm=0), **both) == Rates()
+    assert store.read(team_limits.of_team, team) is None, "an empty row is none"
+    with pytest.raises(NotFound):
+        store.transact(team_limits.put_own, team_id="nobody", model=ALL, rates=Rates(rpm=1), now_us=NOW_US)
 
 
 def test_a_change_is_in_force_when_the_key_is_read_again(store: Store, clock: Clock) -> None:

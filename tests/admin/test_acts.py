@@ -74,6 +74,7 @@ ACTS: dict[str, tuple[Call, bool]] = {
     "credits.set_price": (lambda w, who: credits.set_price(w.conn, who, w.red, "*", TERMS, now_us=LATER_US), False),
     "limits.put": (lambda w, who: limits.put(w.conn, who, w.red, "m", Rates(rpm=9), now_us=LATER_US), False),
     "limits.clear": (lambda w, who: limits.clear(w.conn, who, w.red, "m", now_us=LATER_US), False),
+    "limits.put_own": (lambda w, who: limits.put_own(w.conn, who, w.red, "m", Rates(rpm=2), now_us=LATER_US), True),
     "credits.remove_price": (lambda w, who: credits.remove_price(w.conn, who, w.red, "m", now_us=LATER_US), False),
 }
 LOGGED_AS = {
@@ -81,6 +82,7 @@ LOGGED_AS = {
     "credits.move": "credits.add",
     "credits.set_price": "prices.set",
     "limits.put": "limits.set",
+    "limits.put_own": "limits.set_own",
     "credits.remove_price": "prices.remove",
 }
 READS: dict[str, tuple[Call, bool]] = {
@@ -89,6 +91,8 @@ READS: dict[str, tuple[Call, bool]] = {
     "keys.is_propagated": (lambda w, who: admin_keys.is_propagated(w.conn, who, w.key, now_us=NOW_US), True),
     "teams.listing": (lambda w, who: admin_teams.listing(w.conn, who), True),
     "teams.get": (lambda w, who: admin_teams.get(w.conn, who, w.red), True),
+    "limits.get": (lambda w, who: limits.get(w.conn, who, w.red), True),
+    "limits.on_models": (lambda w, who: limits.on_models(w.conn, who, w.red), True),
     "usage.totals": (lambda w, who: admin_usage.totals(w.conn, who, ["key"], 0, 2**62, team_id=w.red), True),
     "usage.export": (lambda w, who: list(admin_usage.export(w.conn, who, 0, 2**62, team_id=w.red)), True),
     "analytics.analyze": (lambda w, who: analytics.analyze(w.conn, who, w.red, QUERY), True),
@@ -114,6 +118,9 @@ ELSEWHERE: dict[str, Call] = {
     "keys.is_propagated": lambda w, who: admin_keys.is_propagated(w.conn, who, w.other, now_us=NOW_US),
     "keys.listing": lambda w, who: admin_keys.listing(w.conn, who, team_id=w.blue),
     "teams.get": lambda w, who: admin_teams.get(w.conn, who, w.blue),
+    "limits.get": lambda w, who: limits.get(w.conn, who, w.blue),
+    "limits.on_models": lambda w, who: limits.on_models(w.conn, who, w.blue),
+    "limits.put_own": lambda w, who: limits.put_own(w.conn, who, w.blue, "*", Rates(rpm=2), now_us=LATER_US),
     "usage.totals": lambda w, who: admin_usage.totals(w.conn, who, ["key"], 0, 2**62, team_id=w.blue),
     "usage.export": lambda w, who: list(admin_usage.export(w.conn, who, 0, 2**62, team_id=w.blue)),
     "analytics.analyze": lambda w, who: analytics.analyze(w.conn, who, w.blue, QUERY),

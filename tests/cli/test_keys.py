@@ -10,10 +10,11 @@ EVERYTHING = ["api-key:model:*", "api-key:endpoint:*"]
 
 
 def test_create_gives_the_secret_once(cli: Cli) -> None:
-    made = cli.json("keys", "create", "--name", "ci", "--rpm", "60", "--tpm", "9000")
+    made = cli.json("keys", "create", "--name", "ci", "--rps", "3", "--rpm", "60", "--tpm", "9000")
     assert made["key"].startswith("xai-")
     assert made["redacted"] == f"xai-...{made['key'][-4:]}"
-    assert (made["name"], made["acls"], made["rpm"], made["tpm"]) == ("ci", EVERYTHING, 60, 9000)
+    assert (made["name"], made["acls"]) == ("ci", EVERYTHING)
+    assert (made["rps"], made["rpm"], made["tpm"]) == (3, 60, 9000)
     assert made["management"] is False
     (listed,) = cli.json("keys", "list")
     assert listed == {name: value for name, value in made.items() if name != "key"}
@@ -126,7 +127,9 @@ def test_update(cli: Cli) -> None:
     acl = ["api-key:model:grok-4", "api-key:endpoint:chat"]
     changed = cli.json("keys", "update", "a", "--name", "b", "--acl", acl[0], "--acl", acl[1], "--tpm", "9")
     assert (changed["name"], changed["acls"], changed["rpm"], changed["tpm"]) == ("b", acl, 5, 9)
-    changed = cli.json("keys", "update", "b", "--rpm", "none", "--expires", "never")
+    assert cli.json("keys", "update", "b", "--rps", "7")["rps"] == 7
+    changed = cli.json("keys", "update", "b", "--rpm", "none", "--rps", "none", "--expires", "never")
+    assert changed["rps"] is None
     assert (changed["rpm"], changed["tpm"], changed["expires"]) == (None, 9, None)
     assert cli.json("keys", "update", "b", "--expires", "2199-01-01T00:00Z")["expires"] == 7226582400
     assert cli.json("keys", "show", "b")["name"] == "b"
@@ -143,6 +146,7 @@ def test_update(cli: Cli) -> None:
         (["--expires", "2020-01-01"], "expire in the future"),
         (["--rpm", "many"], "--rpm: expected a number"),
         (["--rpm", "0"], "rpm must be at least 1"),
+        (["--rps", "-1"], "--rps: expected a number"),
         (["--acl", "chat"], "not an ACL"),
         (["--name", " "], "name of a key"),
     ],

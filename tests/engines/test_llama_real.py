@@ -353,3 +353,32 @@ async def test_several_prompts_are_answered_as_each_alone_and_counted_together(e
 async def test_ids_that_the_model_has_not_are_the_callers_fault(engine: LlamaEngine) -> None:
     with pytest.raises(BadRequest, match="invalid tokens"):
         await collect(engine, goes_on((504, 99_999_999)))
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        asks("hi", 3),
+        asks("Grüße, 世界! \U0001f600 " * 12, 3),
+        asks("1234567890 " * 20, 3),
+        Generation(
+            "m",
+            (
+                Message("system", (TextPart("You are terse."),)),
+                Message("user", (TextPart("One?"),)),
+                Message("assistant", (TextPart("Two."),)),
+                Message("user", (TextPart("Three?"),)),
+            ),
+            bounds=Bounds(3),
+        ),
+        Generation("m", (), bounds=Bounds(3), prompts=("Once upon a time",)),
+        Generation("m", (), bounds=Bounds(3), prompts=((1, 2, 3, 4),)),
+    ],
+    ids=["short", "unicode", "digits", "conversation", "text", "tokens"],
+)
+async def test_what_it_counts_beforehand_is_what_it_reads(engine: LlamaEngine, turn: Generation) -> None:
+    """Credit is held by this count where it is short: it must never be less than what is charged."""
+    counted = await engine.count(turn)
+    usage = end_of(await collect(engine, turn)).usage
+    assert usage is not None
+    assert 0 <= counted - usage.prompt <= 1

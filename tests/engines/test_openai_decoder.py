@@ -123,6 +123,28 @@ def test_reasoning_is_taken_out_of_completion_where_it_is_in(usage: object, core
     assert seen[-1] == TurnEnded(("stop",), core)
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -9, "completion_tokens": 5},
+        {"prompt_tokens": 9, "completion_tokens": -5},
+        {"prompt_tokens": 2**62, "completion_tokens": 5},
+        {"prompt_tokens": 9, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": -1}},
+    ],
+)
+def test_counts_that_can_not_be_are_unknown(usage: object) -> None:
+    """An upstream that counted below zero would have given its callers credit."""
+    timings = {"cache_n": 0, "prompt_n": -6, "predicted_n": 1}
+    seen = decode(text("a", timings=timings), STOP, {"choices": [], "usage": usage}, b"[DONE]")
+    assert seen == [TextDelta("a"), TurnEnded(("stop",), None)]
+
+
+def test_a_cached_part_below_zero_is_none() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": -4}}
+    seen = decode(text("a"), STOP, {"choices": [], "usage": usage}, b"[DONE]")
+    assert seen[-1] == TurnEnded(("stop",), Usage(9, 1, 0))
+
+
 def test_llama_cpp_timings_become_one_exact_count() -> None:
     timings = {"cache_n": 24, "prompt_n": 6, "predicted_n": 1}
     seen = decode(text("a", timings=timings), text("b", timings=timings), STOP)

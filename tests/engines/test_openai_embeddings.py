@@ -114,7 +114,9 @@ def test_what_is_no_json_is_broken(body: bytes) -> None:
         read_embeddings(body, TWO)
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 0}, {"prompt_tokens": None}])
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": 0}, {"prompt_tokens": None}, {"prompt_tokens": -7}, {"prompt_tokens": 2**60}]
+)
 def test_tokens_that_are_not_told_are_estimated(usage: object) -> None:
     made = read_embeddings(json.dumps({**GOOD, "usage": usage}).encode(), TWO)
     assert made == Embeddings(VECTORS, 2, estimated=True)

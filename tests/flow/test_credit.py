@@ -268,3 +268,19 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
         refused = jubal("credits", "add", "--team", "default", f"--usd={wrong}", home=home)
         assert refused.returncode == 1
         assert refused.stderr.startswith("jubal: ")
+
+
+def test_the_last_of_a_credit_on_the_real_model(real_server: Server) -> None:
+    """By its bytes this prompt could cost more than there is; the model's own count of its tokens shows that it does not."""
+    real_server.command("teams", "create", "--name", "nearly-empty", "--prepaid")
+    real_server.command("credits", "add", "--team", "nearly-empty", "--usd", "0.0012")
+    key = real_server.command("keys", "create", "--name", "k", "--team", "nearly-empty")["key"]
+    words = "The quick brown fox jumps over the lazy dog. " * 22
+    body = {"model": "grok-4", "messages": [{"role": "user", "content": words}], "max_tokens": 5}
+    status, _, answer = real_server.request("POST", "/v1/chat/completions", body, key=key)
+    assert status == 200, answer
+    assert len(words) * 30_000 > 12_000_000 > answer["usage"]["cost_in_usd_ticks"] > 0
+    body["messages"] = [{"role": "user", "content": words * 2}]
+    status, _, answer = real_server.request("POST", "/v1/chat/completions", body, key=key)
+    assert (status, answer["error"]["code"]) == (429, "insufficient_quota")
+    assert real_server.command("credits", "check") == {"ok": True, "mismatches": []}

@@ -88,6 +88,88 @@ def test_a_teams_limits_change_while_servers_run(tmp_path: Path) -> None:
         assert sorted(acts) == ["limits.clear", "limits.clear", "limits.set", "limits.set"]
 
 
+TALK = [{"role": "user", "content": "hi"}]
+DIALECTS: dict[str, Any] = {
+    "/v1/chat/completions": {"messages": TALK, "max_tokens": 5},
+    "/v1/chat/completions ": {"messages": TALK, "max_tokens": 5, "stream": True},
+    "/v1/chat/completions  ": {"messages": TALK, "max_tokens": 5, "deferred": True},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 5},
+    "/v1/responses ": {"input": "hi", "max_output_tokens": 5, "stream": True},
+    "/v1/messages": {"messages": TALK, "max_tokens": 5},
+    "/v1/messages ": {"messages": TALK, "max_tokens": 5, "stream": True},
+    "/v1/completions": {"prompt": "hi", "max_tokens": 5},
+    "/v1/complete": {"prompt": "hi", "max_tokens_to_sample": 5},
+    "/v1/embeddings": {"model": "grok-embedding-small", "input": "hi"},
+}
+ASK_ONLY: dict[str, Any] = {
+    "/v1/tokenize-text": {"text": "hi"},
+    "/v1/messages/count_tokens": {"messages": TALK},
+}
+
+
+def rates(headers: dict[str, str]) -> dict[str, int]:
+    beginning = "x-ratelimit-"
+    return {name.removeprefix(beginning): int(headers[name]) for name in headers if name.startswith(beginning)}
+
+
+@pytest.fixture(scope="module", params=["memory", "redis"])
+def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("counted")
+    with ExitStack() as stack:
+        config = ECHO
+        if request.param == "redis":
+            config += f'[limits]\nurl = "{stack.enter_context(redis_server(folder / "redis")).url}"\n'
+        yield stack.enter_context(running(folder / "home", config=config))
+
+
+@pytest.mark.parametrize("path", sorted({**DIALECTS, **ASK_ONLY}))
+def test_both_answers_tell_how_the_limits_stand(counted: Server, path: str) -> None:
+    """In every dialect; a refusal tells of the limit that refused."""
+    made = counted.command("keys", "create", "--name", "k", "--rpm", "1", "--tpm", "100000")
+    body = {"model": "grok-4", **DIALECTS.get(path, ASK_ONLY.get(path))}
+    status, headers, answer = counted.request("POST", path.strip(), body, key=made["key"])
+    assert status == 200, answer
+    found = rates(headers)
+    if path in DIALECTS:
+        assert (found["limit-requests"], found["remaining-requests"], found["limit-tokens"]) == (1, 0, 100_000)
+        assert 99_000 < found["remaining-tokens"] < 100_000
+    status, headers, answer = counted.request("POST", path.strip(), body, key=made["key"])
+    assert status == 429, answer
+    assert answer["error"]["type"] == "rate_limit_error"
+    found = rates(headers)
+    assert (found["limit-requests"], found["remaining-requests"], found["limit-tokens"]) == (1, 0, 100_000)
+    assert 1 <= int(headers["retry-after"]) <= 61
+
+
+def test_a_limit_per_second_is_kept_and_told_of(counted: Server) -> None:
+    """By a key's own rps: as many as it says at once, the next one by the second."""
+    key = counted.command("keys", "create", "--name", "k", "--rps", "2")["key"]
+    counted.request("GET", "/v1/models", key=key)
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(10) as threads:
+        answers = list(threads.map(lambda _: ask(counted, key), range(20)))
+    passed_s = time.monotonic() - began_s
+    good = sum(status == 200 for status, _, _ in answers)
+    assert 2 <= good <= 2 + 2 * passed_s
+    for status, headers, body in answers:
+        assert rates(headers)["limit-requests"] == 2
+        if status == 429:
+            assert rates(headers)["remaining-requests"] == 0
+            assert "2 requests per second" in body["error"]["message"]
+            assert headers["retry-after"] == "1"
+
+
+def test_what_is_refused_for_want_of_credit_tells_of_the_limits_too(counted: Server) -> None:
+    name = f"poor-{time.monotonic_ns()}"
+    counted.command("teams", "create", "--name", name, "--prepaid")
+    key = counted.command("keys", "create", "--name", "k", "--team", name, "--rpm", "7")["key"]
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions"):
+        status, headers, body = counted.request("POST", path, {"model": "grok-4", **DIALECTS[path]}, key=key)
+        assert (status, body["error"]["code"]) == (429, "insufficient_quota")
+        assert rates(headers)["limit-requests"] == 7
+        assert "retry-after" not in headers
+
+
 class Load:
     """Asks both gateways all the time, and keeps every answer."""
 

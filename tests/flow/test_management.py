@@ -93,8 +93,9 @@ def until_refused(ask: Any) -> tuple[int, Any]:
 
 
 def test_the_life_of_a_key(managed: Managed) -> None:
-    made = managed.make(name="ci", qpm=60, tpm="100000")
-    assert (made["name"], made["qpm"], made["tpm"], made["disabled"]) == ("ci", 60, "100000", False)
+    made = managed.make(name="ci", qps=40, qpm=60, tpm="100000")
+    assert (made["name"], made["qps"], made["qpm"], made["tpm"]) == ("ci", 40, 60, "100000")
+    assert made["disabled"] is False
     assert made["redactedApiKey"] == f"xai-...{made['apiKey'][-4:]}"
     path = f"/auth/api-keys/{made['apiKeyId']}"
     assert managed.chat(made["apiKey"])[0] == 200
@@ -103,6 +104,8 @@ def test_the_life_of_a_key(managed: Managed) -> None:
     body = {"apiKey": {"name": "ci-2", "tpm": "5"}, "fieldMask": "name,qpm"}
     changed = managed.ok("PUT", path, body, answers="ApiKey")
     assert (changed["name"], changed["qpm"], changed["tpm"]) == ("ci-2", None, "100000"), "only what the mask names"
+    assert changed["qps"] == 40
+    assert managed.ok("PUT", path, {"apiKey": {"qps": 50}}, answers="ApiKey")["qps"] == 50
 
     rotated = managed.ok("POST", f"{path}/rotate", {}, answers="ApiKey")
     assert rotated["apiKeyId"] == made["apiKeyId"]
@@ -146,11 +149,15 @@ def test_pages_and_filters(managed: Managed) -> None:
         ("POST", "/auth/teams/{team_id}/api-keys", {}, 422, "missing_field", "name"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": 3}, 422, "invalid_type", "name"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "acls": ["chat"]}, 400, "invalid_request", "acls"),
-        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": 3}, 400, "unsupported_parameter", "qps"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": -3}, 400, "invalid_request", "qps"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": 2**53}, 400, "invalid_request", "qps"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qps": 1.5}, 422, "invalid_type", "qps"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "qpm": -3}, 400, "invalid_request", "qpm"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "tpm": "x"}, 400, "invalid_value", "tpm"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "soon"}, 400, "invalid_value", "expireTime"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "2020-01-01T00:00:00Z"}, 400, "expires_in_the_past", "expireTime"),
+        ("POST", "/auth/teams/{team_id}/api-keys", {"name": "a", "expireTime": "9999-12-31T23:59:59-12:00"}, 400, "out_of_range", "expireTime"),
+        ("POST", "/v1/billing/teams/{team_id}/usage", {"analyticsRequest": {"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02"}, "values": [{"name": "usd"}], "filters": ["api_key_id:\0"]}}, 400, "invalid_value", "analyticsRequest.filters[0]"),
         ("POST", "/auth/teams/{team_id}/api-keys", b"{", 400, "invalid_json", None),
         ("GET", "/auth/teams/{team_id}/api-keys?pageSize=0", None, 400, "invalid_value", "pageSize"),
         ("GET", "/auth/teams/{team_id}/api-keys?activeOnly=maybe", None, 400, "invalid_value", "activeOnly"),
@@ -160,6 +167,14 @@ def test_pages_and_filters(managed: Managed) -> None:
         ("GET", "/audit/teams/other/events", None, 403, "other_team", "team_id"),
         ("POST", "/v1/billing/teams/other/usage", {"analyticsRequest": {"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02"}, "values": [{"name": "usd"}]}}, 403, "other_team", "team_id"),
         ("GET", "/v1/billing/teams/other/prepaid/balance", None, 403, "other_team", "team_id"),
+        ("GET", "/auth/teams/other/limits", None, 403, "other_team", "team_id"),
+        ("PUT", "/auth/teams/other/limits", {"rpm": "5"}, 403, "other_team", "team_id"),
+        ("PUT", "/auth/teams/{team_id}/limits", {}, 400, "missing_field", "rpm"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"rps": "-1"}, 400, "invalid_value", "rps"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"rpm": -1}, 400, "invalid_request", "rpm"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"tpm": 2**53}, 400, "invalid_request", "tpm"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"tpm": True}, 422, "invalid_type", "tpm"),
+        ("PUT", "/auth/teams/{team_id}/limits", {"model": "nothing", "tpm": 1}, 404, "model_not_found", "model"),
         ("PUT", "/auth/api-keys/nobody", {"apiKey": {"name": "a"}}, 404, "key_not_found", "api_key_id"),
         ("PUT", "/auth/api-keys/nobody", {"apiKey": {}}, 400, "missing_field", "apiKey"),
         ("PUT", "/auth/api-keys/nobody", {"apiKey": {}, "fieldMask": "secret"}, 400, "invalid_value", "fieldMask"),
@@ -209,6 +224,8 @@ CALLS = {
     "CheckApiKeyPropagation": ("GET", "/auth/api-keys/{key}/propagation"),
     "ListPossibleModels": ("GET", "/auth/teams/{team_id}/models"),
     "ListPossibleEndpointAcls": ("GET", "/auth/teams/{team_id}/endpoints"),
+    "GetTeamLimits": ("GET", "/auth/teams/{team_id}/limits"),
+    "SetTeamLimits": ("PUT", "/auth/teams/{team_id}/limits"),
     "ListTeams": ("GET", "/auth/teams"),
     "ListAuditEvents": ("GET", "/audit/teams/{team_id}/events"),
     "GetBillingInfo": ("GET", "/v1/billing/teams/{team_id}/billing-info"),
@@ -227,6 +244,7 @@ CALLS = {
 BODIES: dict[str, Any] = {
     "CreateApiKey": {"name": "n"},
     "UpdateApiKey": {"apiKey": {"name": "n"}},
+    "SetTeamLimits": {"rpm": "1000000"},
     "SetBillingInfo": {"billingInfo": {"name": "n"}},
     "SetDefaultPaymentMethod": {"paymentMethodId": "x"},
     "SetSoftSpendingLimit": {"desiredSoftSpendingLimit": {"val": "1"}},
@@ -242,7 +260,7 @@ def test_every_call_has_an_acl_of_its_own(managed: Managed) -> None:
     from jubal.accounts.acl import CALLS as KNOWN
 
     assert set(CALLS) == KNOWN
-    for allowed in ("ListApiKeys", "SetBillingInfo", "AnalyzeBillingItems", "ListAuditEvents"):
+    for allowed in ("ListApiKeys", "SetTeamLimits", "SetBillingInfo", "AnalyzeBillingItems", "ListAuditEvents"):
         acl = f"team-token:endpoint:{allowed}"
         secret = managed.server.command("keys", "create", "--name", allowed, "--management", "--acl", acl)["key"]
         key_id = managed.make()["apiKeyId"]
@@ -252,6 +270,57 @@ def test_every_call_has_an_acl_of_its_own(managed: Managed) -> None:
                 assert status == 200, (call, answer)
             else:
                 assert (status, answer["error"]["code"]) == (403, "call_not_allowed"), (allowed, call)
+
+
+def test_the_limits_of_a_team(managed: Managed) -> None:
+    """What the operator gave is shown, and what the team sets itself narrows it: for its requests, in the list of models, and
+    for `jubal limits`, alike."""
+    server = managed.server
+    server.command("teams", "create", "--name", "limited")
+    made = server.command("keys", "create", "--name", "b", "--team", "limited", "--management")
+    own = Managed.__new__(Managed)
+    own.server, own.secret, own.team, own.described = server, made["key"], made["team_id"], managed.described
+    path = "/auth/teams/{team_id}/limits"
+
+    def of_grok_4() -> tuple[str, str, str]:
+        answer = own.ok("GET", "/auth/teams/{team_id}/models", answers="ClusterConfigs")
+        (found,) = (one for one in answer["clusterConfigs"][0]["languageModels"] if one["name"] == "grok-4")
+        return found["rps"], found["rpm"], found["tpm"]
+
+    nothing = {"rps": "0", "rpm": "0", "tpm": "0"}
+    assert own.ok("GET", path, answers="TeamLimitList") == {"limits": [{"model": "*", **nothing, "own": nothing}]}
+    assert of_grok_4() == ("0", "0", "0")
+    server.command("limits", "set", "--team", "limited", "--rpm", "100", "--tpm", "5000")
+    server.command("limits", "set", "--team", "limited", "--model", "grok-4", "--rps", "9", "--rpm", "200")
+    assert of_grok_4() == ("9", "100", "5000"), "the lower one of each"
+
+    wider = own.ok("PUT", path, {"model": "grok-4", "rps": 50, "rpm": "3"}, answers="TeamLimit")
+    assert wider == {
+        "model": "grok-4",
+        "rps": "9",
+        "rpm": "3",
+        "tpm": "0",
+        "own": {"rps": "50", "rpm": "3", "tpm": "0"},
+    }
+    assert of_grok_4() == ("9", "3", "5000")
+    listed = own.ok("GET", path, answers="TeamLimitList")["limits"]
+    assert [(one["model"], one["rps"], one["rpm"], one["tpm"]) for one in listed] == [
+        ("*", "0", "100", "5000"),
+        ("grok-4", "9", "3", "0"),
+    ]
+    shown = {row["scope"]: row for row in server.command("limits", "show", "--team", "limited")}
+    assert [shown["model"][kind] for kind in ("rps", "rpm", "tpm")] == [9, 3, None]
+    assert [shown["team"][kind] for kind in ("rps", "rpm", "tpm")] == [None, 100, 5000]
+    assert shown["model"]["own"] == {"rps": 50, "rpm": 3, "tpm": None}
+
+    key = server.command("keys", "create", "--name", "k", "--team", "limited")["key"]
+    assert [own.chat(key)[0] for _ in range(4)] == [200, 200, 200, 429]
+    assert own.ok("PUT", path, {"model": "grok-4-latest", "rpm": "0"}, answers="TeamLimit")["rpm"] == "200"
+    acts = own.ok("GET", "/audit/teams/{team_id}/events", answers="AuditEvents")["events"]
+    found = [(act["action"], act["resource"]["id"], act["before"], act["after"]) for act in acts]
+    last = {"rps": 50, "rpm": 3, "tpm": None}, {"rps": 50, "rpm": None, "tpm": None}
+    assert found[0] == ("limits.set_own", "grok-4", *last)
+    assert ("limits.set_own", "grok-4", None, {"rps": 50, "rpm": 3, "tpm": None}) in found
 
 
 def test_keys_of_others_can_not_be_managed(managed: Managed) -> None:

@@ -175,6 +175,38 @@ def test_any_service_tier_is_taken_and_the_one_that_was_given_is_told(server: Se
     assert told == ({None} if tier is None else {"default"})
 
 
+@pytest.fixture(scope="module")
+def queueing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an engine that takes one request at a time."""
+    config = '[engines.local]\nkind = "echo"\nmax_concurrency = 1\n'
+    with running(tmp_path_factory.mktemp("queueing") / "home", config=config) as started:
+        yield started
+
+
+@pytest.mark.parametrize("tier", ["default", "auto", "priority", "fast", "whatever"])
+def test_priority_is_given_where_there_is_a_queue_and_costs_double(queueing: Server, tier: str) -> None:
+    given = "priority" if tier in ("priority", "fast") else "default"
+    factor = 2 if given == "priority" else 1
+    usual = post(queueing, CHAT, messages=TWO)["usage"]["cost_in_usd_ticks"]
+    answer = post(queueing, CHAT, messages=TWO, service_tier=tier)
+    assert (answer["service_tier"], answer["usage"]["cost_in_usd_ticks"]) == (given, factor * usual)
+    answer = post(queueing, RESPONSES, input="one two", service_tier=tier)
+    assert (answer["service_tier"], answer["usage"]["cost_in_usd_ticks"]) == (given, factor * usual)
+    asked = {"messages": TWO, "service_tier": tier, "stream": True, "stream_options": {"include_usage": True}}
+    *said, last = chunks(post(queueing, CHAT, **asked))
+    assert {chunk["service_tier"] for chunk in (*said, last)} == {given}
+    assert last["usage"]["cost_in_usd_ticks"] == factor * usual
+    rows = queueing.usage()[-3:]
+    assert {(row["service_tier"], row["cost_in_usd_ticks"]) for row in rows} == {(given, factor * usual)}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+def test_legacy_and_messages_know_no_priority(queueing: Server, path: str) -> None:
+    asked = {"prompt": "one two"} if path.endswith("completions") else {"messages": TWO, "max_tokens": 9}
+    post(queueing, path, **asked, service_tier="priority")
+    assert queueing.usage()[-1]["service_tier"] == "default"
+
+
 def test_an_assistants_refusal_comes_back_in_the_history(server: Server) -> None:
     refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "I won't."}]}
     assert post(server, CHAT, messages=[*TWO, refusal, *TWO])["choices"]

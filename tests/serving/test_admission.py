@@ -70,6 +70,46 @@ async def test_no_limit_is_no_queue() -> None:
     assert door.running == 0
 
 
+async def test_priority_goes_first_and_leaves_one_place_in_eight_to_others() -> None:
+    door, entered = Admission("e", 1, 20), []
+    release = asyncio.Event()
+
+    async def work(name: str) -> None:
+        kind = {"background": name[0] == "b", "priority": name[0] == "p"}
+        async with door.door(**kind):
+            entered.append(name)
+            await release.wait()
+
+    names = ["n0", "b0", "n1", "n2", *(f"p{n}" for n in range(10))]
+    tasks = [asyncio.create_task(work(name)) for name in names]
+    await asyncio.sleep(0)
+    assert (door.running, door.queued, door.queued_background) == (1, 12, 1)
+    release.set()
+    await asyncio.gather(*tasks)
+    first = [f"p{n}" for n in range(7)]
+    assert entered == ["n0", *first, "n1", "p7", "p8", "p9", "n2", "b0"]
+    assert (door.running, door.queued) == (0, 0)
+
+
+async def test_a_full_queue_refuses_its_own_class_only() -> None:
+    door, release = Admission("e", 1, 1), asyncio.Event()
+    entered: list[int] = []
+    tasks = [asyncio.create_task(_hold(door, release, entered, n)) for n in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(AtCapacity):
+        await door.__aenter__()
+    paying = asyncio.create_task(door.door(priority=True).__aenter__())
+    await asyncio.sleep(0)
+    assert door.queued == 2
+    with pytest.raises(AtCapacity):
+        await door.door(priority=True).__aenter__()
+    release.set()
+    await paying
+    await door.__aexit__(None, None, None)
+    await asyncio.gather(*tasks)
+    assert (entered, door.running) == ([0, 1], 0)
+
+
 async def test_work_that_nobody_waits_for_gives_way() -> None:
     door, entered = Admission("e", 1, 5), []
     first, rest = asyncio.Event(), asyncio.Event()

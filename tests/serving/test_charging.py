@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from jubal.accounts import credits, ledger, usage
+from jubal.accounts import credits, ledger, prices, usage
 from jubal.accounts.acl import EVERYTHING, Acl
-from jubal.accounts.holds import Credit
+from jubal.accounts.credits import Terms
+from jubal.accounts.holds import REFUSED_S, Credit
 from jubal.accounts.keys import Caller
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.prices import PriceTerms, TeamPrices
@@ -22,11 +23,12 @@ from jubal.accounts.usage import UsageRow
 from jubal.agent.toolbox import Toolbox
 from jubal.core.errors import EngineUnavailable, NotAllowed, NotIdentified, OutOfCredit, StoreUnavailable
 from jubal.core.events import Event, Finished, TextDelta, ToolCall, TurnEnded
-from jubal.core.generation import Bounds, Generation, Message, TextPart, Tools
+from jubal.core.generation import Bounds, Generation, ImagePart, JsonOutput, Message, TextPart, Tools
 from jubal.core.model import Catalogue, Model, Weights
 from jubal.core.money import Price
 from jubal.core.server_tools import WebSearch
 from jubal.core.usage import Usage
+from jubal.engines.base import EngineStatus
 from jubal.serving.admission import Admission
 from jubal.serving.charging import Charging
 from jubal.serving.pipeline import Pipeline, Served
@@ -134,6 +136,120 @@ async def test_without_credit_no_engine_is_asked_and_no_row_is_left(store: Store
             await made.run()
         assert engine.turns == []
         assert made.log.rows == []
+        assert await made.left() == (100, 0)
+
+
+class Counting(ScriptedEngine):
+    """Counts ten tokens in every prompt."""
+
+    def __init__(self, *scripts: tuple[Step, ...], error: Exception | None = None) -> None:
+        super().__init__(*scripts)
+        self.error = error
+        self.counted = 0
+
+    async def count(self, turn: Generation) -> int:
+        assert turn.model == "up"
+        self.counted += 1
+        if self.error is not None:
+            raise self.error
+        return 10
+
+
+LONG = replace(ASKED, messages=(Message("user", (TextPart("seldom"),)), *(Message("user", (TextPart("hi"),)),) * 15))
+BY_BYTES = (6 + 15 * 2 + 48 + 8 * 16) * 3 + 10 * 5
+BY_COUNT_OF_LONG = (4 * 16 + 9 + 48) * 3 + 10 * 5
+"""The estimate is more than the ten tokens: four for each message, and a quarter of 36 characters."""
+
+
+async def test_where_credit_is_short_the_engine_counts_the_prompt(store: Store) -> None:
+    engine = Counting(GOOD)
+    async with bench(store, engine=engine) as made:
+        made.add(BY_BYTES)
+        await made.run(asked=LONG)
+        assert engine.counted == 0, "there is enough for a token in each byte"
+        left = BY_BYTES - COST
+        assert left > BY_COUNT_OF_LONG
+        await made.run(asked=LONG, request_id="r2")
+        assert engine.counted == 1
+        assert made.log.rows[1].drawn_ticks == COST
+        assert await made.left() == (left - COST, 0)
+
+
+async def test_the_count_is_a_bound_and_no_more_is_let_in_by_it(store: Store) -> None:
+    engine = Counting(GOOD)
+    async with bench(store, engine=engine) as made:
+        made.add(BY_COUNT_OF_LONG - 1)
+        with pytest.raises(OutOfCredit):
+            await made.run(asked=LONG)
+        assert (engine.counted, engine.turns) == (1, [])
+        made.add(1)
+        await asyncio.sleep(REFUSED_S)
+        await made.run(asked=LONG, request_id="r2")
+        assert await made.left() == (BY_COUNT_OF_LONG - COST, 0)
+
+
+async def test_who_has_nothing_left_keeps_no_engine_busy(store: Store) -> None:
+    engine = Counting(GOOD)
+    async with bench(store, engine=engine) as made:
+        made.add(60)
+        for n in range(3):
+            with pytest.raises(OutOfCredit):
+                await made.run(asked=LONG, request_id=f"r{n}")
+        assert engine.counted == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        replace(LONG, output=JsonOutput()),
+        replace(LONG, tools=Tools(server=(WebSearch(),))),
+        replace(LONG, reasoning="low"),
+        replace(LONG, messages=(*LONG.messages, Message("user", (ImagePart("data:image/png;base64,"),)))),
+    ],
+)
+def test_only_a_prompt_that_is_read_once_is_counted(asked: Generation) -> None:
+    assert prices.countable(LONG)
+    assert not prices.countable(asked)
+
+
+async def test_an_engine_that_can_not_count_now_changes_nothing(store: Store) -> None:
+    for state, error in (("ready", EngineUnavailable("busy")), ("starting", None)):
+        engine = Counting(GOOD, error=error)
+        engine.state = EngineStatus(state)  # type: ignore[arg-type]
+        async with bench(store, engine=engine) as made:
+            if error is not None:
+                made.add(BY_COUNT_OF_LONG)
+            with pytest.raises(OutOfCredit, match=r"may cost up to 0\.0000000686"):
+                await made.run(asked=LONG)
+            assert engine.turns == []
+
+
+async def test_two_gateways_that_count_never_overspend(store: Store) -> None:
+    """Many at once on both, with credit for a part of them: what was spent is what was there, or less."""
+    one, two = Counting(GOOD), Counting(GOOD)
+    async with bench(store, engine=one) as first, bench(store, engine=two) as second:
+        first.add(3 * BY_COUNT_OF_LONG)
+        asked = [made.run(asked=LONG, request_id=f"{n}") for n, made in enumerate((first, second) * 20)]
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+        good = sum(isinstance(events, list) for events in ended)
+        assert all(isinstance(one, list | OutOfCredit) for one in ended)
+        assert good >= 3
+        rows = [*first.log.rows, *second.log.rows]
+        assert len(rows) == good
+        assert all(row.drawn_ticks == row.cost_in_usd_ticks for row in rows), "none cost more than was held"
+        await second.credit.upkeep()
+        assert await first.left() == (3 * BY_COUNT_OF_LONG - good * COST, 0)
+
+
+async def test_a_cost_below_zero_frees_no_more_than_was_held(store: Store) -> None:
+    """Whatever an engine counts: memory must never believe in more credit than the store has."""
+    async with bench(store) as made:
+        made.add(100)
+        hold = await made.credit.hold("team", Terms(), 60, "r1")
+        assert hold.drawn(-1000) == 0
+        made.credit.settled(hold, -1000)
+        with pytest.raises(OutOfCredit):
+            await made.credit.hold("team", Terms(), 101, "r2")
         assert await made.left() == (100, 0)
 
 

@@ -127,6 +127,53 @@ async def test_a_good_answer() -> None:
     assert row.first_token_us <= row.latency_us
 
 
+async def test_priority_is_told_and_charged_where_it_can_be_given() -> None:
+    cost = 6 * 3 + 4 * 1 + 2 * 5
+    asked = replace(ASKED, priority=True)
+    for running_max, given in ((1, True), (None, False)):  # without a queue there is nobody to go before
+        made, log = pipeline(ScriptedEngine(GOOD), running_max=running_max)
+        events = await run(made, asked)
+        assert events[0] == Started("r1", 1000, "grok-4", "fp_0000000000", given)
+        assert events[-1] == Finished(("stop",), Usage(10, 2, 4), cost * (1 + given), ended=1000)
+        [row] = log.rows
+        assert (row.cost_in_usd_ticks, row.service_tier) == (cost * (1 + given), "priority" if given else None)
+        assert (row.input_ticks, row.cached_input_ticks, row.output_ticks) == tuple(
+            ticks * (1 + given) for ticks in (18, 4, 10)
+        )
+
+
+async def test_priority_waits_before_others_and_each_is_charged_for_what_it_got() -> None:
+    made, log = pipeline(ScriptedEngine(GOOD, GOOD, GOOD, GOOD), running_max=1, queued_max=5)
+    order: list[str] = []
+
+    async def ask(name: str) -> None:
+        admitted = made.admit(CALLER, "chat", replace(ASKED, priority=name == "paying"), request_id=name)
+        async for event in made.run(admitted):
+            if isinstance(event, Started):
+                order.append(name)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(ask(name) for name in ("first", "second", "third", "paying")))
+    assert order == ["first", "paying", "second", "third"]
+    assert {row.request_id: row.service_tier for row in log.rows} == {
+        "first": None,
+        "second": None,
+        "third": None,
+        "paying": "priority",
+    }
+
+
+async def test_deferred_work_has_no_priority() -> None:
+    made, log = pipeline(ScriptedEngine(GOOD), running_max=1)
+    later = Log()
+    asked = replace(ASKED, priority=True)
+    events = [e async for e in made.run(made.admit(CALLER, "chat", asked, request_id="r1", later=later))]
+    assert isinstance(events[0], Started)
+    assert not events[0].priority
+    assert (later.rows[0].service_tier, later.rows[0].cost_in_usd_ticks) == (None, 6 * 3 + 4 * 1 + 2 * 5)
+    assert not log.rows
+
+
 async def test_the_row_is_committed_before_the_end_is_passed_on() -> None:
     made, log = pipeline(ScriptedEngine(GOOD), log=Log(pause_s=0.01))
     async for event in made.run(made.admit(CALLER, "chat", ASKED, request_id="r1")):

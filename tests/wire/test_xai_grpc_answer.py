@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,6 +117,22 @@ def test_a_plain_answer() -> None:
         12,
     )
     assert not any(chunk.usage.HasField("cost_in_usd_ticks") for chunk in made[:-1])
+
+
+@pytest.mark.parametrize(
+    ("tier", "wanted", "given", "told"),
+    [
+        ("SERVICE_TIER_UNSPECIFIED", False, False, 0),
+        ("SERVICE_TIER_DEFAULT", False, False, 1),
+        ("SERVICE_TIER_PRIORITY", True, False, 1),
+        ("SERVICE_TIER_PRIORITY", True, True, 2),
+    ],
+)
+def test_the_service_tier_that_was_given_is_told(tier: str, wanted: bool, given: bool, told: int) -> None:
+    assert asked(service_tier=tier).generation.priority is wanted
+    events = [replace(START, priority=given), TextDelta("a"), Finished(("stop",), Usage(5, 2))]
+    assert {chunk.service_tier for chunk in chunks(events, service_tier=tier)} == {told}
+    assert whole(events, service_tier=tier).service_tier == told
 
 
 def test_an_agents_answer_is_a_transcript() -> None:

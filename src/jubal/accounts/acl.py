@@ -7,17 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from jubal.core.errors import BadRequest, NotAllowed
 
-ENDPOINTS = frozenset(
-    {"chat", "completions", "embed", "image", "models", "sample", "tokenize", "documents", "files", "batch"}
+ENDPOINTS = MappingProxyType(
+    {
+        "batch": "Batches of requests.",
+        "chat": "Conversations: chat completions, deferred ones too, Responses and Messages.",
+        "documents": "Search in collections of documents.",
+        "embed": "Embeddings.",
+        "files": "Files.",
+        "image": "Making images.",
+        "models": "What models there are.",
+        "sample": "Raw completions: /v1/completions and /v1/complete.",
+        "tokenize": "The tokens of a text.",
+    }
 )
+"""What `api-key:endpoint:NAME` may name, and what it opens (xai-api.md 2.2). A dialect says itself which of them it is."""
 EVERYTHING = ("api-key:model:*", "api-key:endpoint:*")
 MANAGE_EVERYTHING = ("team-token:endpoint:*",)
 CALLS = frozenset(
     {
         *("CreateApiKey", "ListApiKeys", "UpdateApiKey", "RotateApiKey", "DeleteApiKey", "CheckApiKeyPropagation"),
+        *("GetTeamLimits", "SetTeamLimits"),
         *("ListTeams", "ListPossibleModels", "ListPossibleEndpointAcls", "ListAuditEvents"),
         *("GetBillingInfo", "SetBillingInfo", "ListInvoices", "ListPaymentMethods", "SetDefaultPaymentMethod"),
         *("GetAmountToPay", "GetSpendingLimits", "SetSoftSpendingLimit", "ListPrepaidBalanceChanges"),
@@ -29,7 +42,11 @@ CALLS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Acl:
-    """The parsed ACLs of one key. calls: of the management API."""
+    """The parsed ACLs of one key. calls: of the management API.
+
+    What a store holds is taken as it is: an endpoint that this release doesn't know opens nothing. `check_new` is for what is
+    asked for.
+    """
 
     endpoints: frozenset[str]
     models: frozenset[str]
@@ -95,11 +112,22 @@ class Acl:
             )
 
 
+def check_new(acls: Iterable[str]) -> None:
+    """Raises `BadRequest` naming the first string that is not an ACL, or is one for an endpoint that nobody has."""
+    for text in acls:
+        namespace, value = split(text)
+        if namespace == "endpoint" and value != "*" and value not in ENDPOINTS:
+            raise BadRequest(
+                f"`{text[:200]}` names no endpoint. There are {', '.join(ENDPOINTS)}, and * for any.", param="acls"
+            )
+
+
 def split(text: str) -> tuple[str, str]:
     """("endpoint" or "model", value). Raises `BadRequest`."""
     match text.split(":", 2):
         case ["api-key", ("endpoint" | "model") as namespace, value] if value:
             return namespace, value
     raise BadRequest(
-        f"`{text}` is not an ACL. Expected api-key:model:NAME or api-key:endpoint:NAME, with * for any.", param="acls"
+        f"`{text[:200]}` is not an ACL. Expected api-key:model:NAME or api-key:endpoint:NAME, with * for any.",
+        param="acls",
     )

@@ -92,7 +92,7 @@ class Hold:
 
     def drawn(self, cost_ticks: int) -> int:
         """What a request of this cost takes from the reserve."""
-        return min(cost_ticks, self.ticks)
+        return max(0, min(cost_ticks, self.ticks))
 
 
 class Credit:
@@ -143,11 +143,20 @@ class Credit:
             return None
         return self._cut(reserve, wanted, request_id, now)
 
-    async def hold(self, team_id: str, terms: Terms, wanted: int, request_id: str, *, least: int | None = None) -> Hold:
+    async def hold(
+        self,
+        team_id: str,
+        terms: Terms,
+        wanted: int,
+        request_id: str,
+        *,
+        least: int | None = None,
+        patient: bool = True,
+    ) -> Hold:
         """A hold of `wanted` ticks, or of any number from `least` on, where that is given and all there is.
 
-        While others of the team's requests run here, it waits a while for what they leave. Raises `OutOfCredit`,
-        `StoreUnavailable`.
+        While others of the team's requests run here, it waits a while for what they leave, if it is patient. Raises
+        `OutOfCredit`, `StoreUnavailable`.
         """
         least = wanted if least is None else min(least, wanted)
         give_up_at = self._clock() + self._wait_s
@@ -158,7 +167,7 @@ class Credit:
                 if waited:
                     self._wake(team_id)  # there may be enough for the next one too
                 return found
-            if not await self._freed_before(team_id, give_up_at):
+            if not (patient and await self._freed_before(team_id, give_up_at)):
                 raise _out_of_credit(available, least)
             waited = True
 
@@ -390,9 +399,11 @@ class Credit:
 
 
 def _out_of_credit(available: int, needed: int) -> OutOfCredit:
-    return OutOfCredit(
+    error = OutOfCredit(
         f"Your team has used up its credit: this request may cost up to {exact_usd(needed)} USD, and {exact_usd(available)} USD is "
         "available. Add credit with `jubal credits add`, ask for a shorter answer with `max_tokens`, or wait until other "
         "requests of your team have ended.",
         code="insufficient_quota",
     )
+    error.available_ticks = available
+    return error

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
-from jubal.accounts import prices, team_limits, teams
+from jubal.accounts import acl, prices, team_limits, teams
 from jubal.accounts.acl import EVERYTHING, MANAGE_EVERYTHING, Acl
 from jubal.accounts.prices import TeamPrices
 from jubal.accounts.store import Store
@@ -44,16 +44,20 @@ OVERLAP_US_MAX: Final = 7 * 24 * 3600 * 1_000_000
 """How long an old secret may go on working (xai-api.md 21.1)."""
 OLD_SECRETS_MAX: Final = 4
 """Old secrets of one key that work at a time."""
+EXPIRES_US_MAX: Final = 253_370_764_800_000_000
+"""The beginning of the year 9999: a calendar can tell any moment before it, in any time zone."""
 ACLS_MAX: Final = 1000
+LIMIT_MAX: Final = 2**53
+"""Rate limits are below this: every counter and every client can tell such numbers exactly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """What may be known of a key: everything but its secret.
 
-    redacted: `xai-...` and the last four characters of the secret. rpm, tpm: requests and tokens per minute; None: no limit.
-    management: for the management API only. disabled: by its owner; blocked: by whoever runs the server.
-    user_id: who made it. expires_us, last_used_us: None for never.
+    redacted: `xai-...` and the last four characters of the secret. rps: requests per second; rpm, tpm: requests and
+    tokens per minute; None: no limit. management: for the management API only. disabled: by its owner; blocked: by whoever runs
+    the server. user_id: who made it. expires_us, last_used_us: None for never.
     """
 
     id: str
@@ -72,6 +76,7 @@ class Key:
     modified_by: str
     expires_us: int | None
     last_used_us: int | None
+    rps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ class Caller:
     prepaid: bool = False
     prices: TeamPrices | None = None
     limits: TeamLimits | None = None
+    rps: int | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- statements
@@ -108,6 +114,7 @@ def create(
     acls: tuple[str, ...] | None = None,
     rpm: int | None = None,
     tpm: int | None = None,
+    rps: int | None = None,
     management: bool = False,
     expires_us: int | None = None,
     now_us: int,
@@ -118,7 +125,8 @@ def create(
     """
     if acls is None:
         acls = MANAGE_EVERYTHING if management else EVERYTHING
-    _check(management, {"name": name, "acls": acls, "rpm": rpm, "tpm": tpm, "expires_us": expires_us}, now_us)
+    asked = {"name": name, "acls": acls, "rps": rps, "rpm": rpm, "tpm": tpm, "expires_us": expires_us}
+    _check(management, asked, now_us)
     team = teams.get(conn, team_id)
     owner = _fact(conn, "owner")
     secret = _new_secret(management)
@@ -139,6 +147,7 @@ def create(
         modified_by=owner,
         expires_us=expires_us,
         last_used_us=None,
+        rps=rps,
     )
     values = {column.name: getattr(key, column.name) for column in _PUBLIC}
     conn.execute(api_keys.insert().values(**values | {"acls": json.dumps(key.acls), "digest": _hashed(conn, secret)}))
@@ -169,6 +178,15 @@ def get(conn: Connection, key_id: str) -> Key:
     return _key(row)
 
 
+def _locked(conn: Connection, key_id: str) -> Key:
+    """As `get`; nobody else changes it before the end of the transaction."""
+    query = sa.select(*_PUBLIC).where(api_keys.c.id == key_id).with_for_update(key_share=True)
+    row = conn.execute(query).mappings().one_or_none()
+    if row is None:
+        raise _no_key(key_id)
+    return _key(row)
+
+
 def disable(conn: Connection, key_id: str, *, now_us: int) -> Key:
     """Stops a key until it is enabled again. Raises `NotFound`."""
     return _change(conn, key_id, now_us, disabled=True)
@@ -189,7 +207,7 @@ def unblock(conn: Connection, key_id: str, *, now_us: int) -> Key:
     return _change(conn, key_id, now_us, blocked=False)
 
 
-CHANGEABLE: Final = frozenset({"name", "acls", "rpm", "tpm", "expires_us", "disabled"})
+CHANGEABLE: Final = frozenset({"name", "acls", "rps", "rpm", "tpm", "expires_us", "disabled"})
 
 
 def update(conn: Connection, key_id: str, changes: Mapping[str, Any], *, now_us: int) -> Key:
@@ -214,7 +232,7 @@ def rotate(conn: Connection, key_id: str, *, now_us: int, overlap_us: int = 0) -
     """
     if not 0 <= overlap_us <= OVERLAP_US_MAX:
         raise BadRequest("An old secret can go on working for 0 to 7 days.", param="overlap", code="out_of_range")
-    secret = _new_secret(get(conn, key_id).management)
+    secret = _new_secret(_locked(conn, key_id).management)
     kept_until_us = now_us if overlap_us else 2**63 - 1
     conn.execute(old_secrets.delete().where(old_secrets.c.key_id == key_id, old_secrets.c.until_us <= kept_until_us))
     if overlap_us:
@@ -345,17 +363,21 @@ def _check(management: bool, values: Mapping[str, Any], now_us: int) -> None:
     if "acls" in values:
         if len(values["acls"]) > ACLS_MAX:
             raise BadRequest(f"A key has at most {ACLS_MAX} ACLs; got {len(values['acls'])}.", param="acls")
-        (Acl.parse_management if management else Acl.parse)(values["acls"])
-    _check_limit("rpm", values.get("rpm"))
-    _check_limit("tpm", values.get("tpm"))
+        (Acl.parse_management if management else acl.check_new)(values["acls"])
+    for limit in ("rps", "rpm", "tpm"):
+        _check_limit(limit, values.get(limit))
     expires_us = values.get("expires_us")
-    if expires_us is not None and not now_us < expires_us < 2**63:
+    if expires_us is not None and expires_us <= now_us:
         raise BadRequest("A key must expire in the future, or never.", param="expires", code="expires_in_the_past")
+    if expires_us is not None and expires_us >= EXPIRES_US_MAX:
+        raise BadRequest("A key must expire before the year 9999, or never.", param="expires", code="out_of_range")
 
 
 def _check_limit(param: str, limit: int | None) -> None:
-    if limit is not None and not 1 <= limit < 2**63:
-        raise BadRequest(f"{param} must be at least 1, or absent for no limit; got {limit}.", param=param)
+    if limit is not None and not 1 <= limit < LIMIT_MAX:
+        raise BadRequest(
+            f"{param} must be at least 1 and below 2**53, or absent for no limit; got {limit}.", param=param
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- the ring
@@ -510,6 +532,7 @@ def _caller(found: _Found) -> Caller:
         found.prepaid,
         found.prices,
         found.limits,
+        key.rps,
     )
 
 

@@ -29,6 +29,7 @@ from sqlalchemy.engine import Connection
 
 from jubal.accounts import driver
 from jubal.accounts.tables import balances, transfers
+from jubal.accounts.upserts import insert_into
 from jubal.core.errors import BadRequest
 from jubal.core.money import exact_usd
 
@@ -194,7 +195,7 @@ def _pieces(one: Used, left: dict[str, int]) -> list[Transfer]:
 
 def make_room(conn: Connection, team_id: str) -> None:
     """A team's row of balances, where there is none."""
-    conn.execute(_insert_into(conn, balances).values(team_id=team_id).on_conflict_do_nothing())
+    conn.execute(insert_into(conn, balances).values(team_id=team_id).on_conflict_do_nothing())
 
 
 def locked(conn: Connection, team_id: str) -> Balance:
@@ -302,16 +303,7 @@ def _column(account: str) -> sa.Column[int]:
 
 
 def _insert(conn: Connection) -> sqlite.Insert | postgresql.Insert:
-    return _insert_into(conn, transfers)
-
-
-def _insert_into(conn: Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that may say what happens to a row that is there."""
-    if conn.dialect.name == "sqlite":
-        return sqlite.insert(table)
-    from sqlalchemy.dialects import postgresql  # 2 MB that whoever is on SQLite need not have
-
-    return postgresql.insert(table)
+    return insert_into(conn, transfers)
 
 
 # -------------------------------------------------------------------------------------------------------- reconciling

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from jubal.core.errors import TooFast
+from jubal.core.rates import Allowance
 
 ENTRIES_BEFORE_SWEEP: Final = 1024
 SECOND_US: Final = 1_000_000
@@ -40,18 +41,20 @@ class Scope:
 ScopeSet: TypeAlias = tuple[Scope, ...]
 
 
+Left: TypeAlias = tuple[int, int, int]
+"""Requests of this second and of this minute, and tokens, that could be taken of a scope now."""
+NO_LIMITS: Final = Allowance()
+
+
 @dataclass(slots=True)
 class Ticket:
-    """A request that was let in. limit_*: of its tightest scope; remaining_*: what could be taken there then; None: no limit.
+    """A request that was let in. allowance: of its tightest scopes; what remains is what could be taken there then.
 
-    Requests are those per minute, or per second where only that is limited. scopes, tokens: what it holds of whose limits until
+    scopes, tokens: what it holds of whose limits until
     it is given back (`open`), since the minute `epoch`. added: tokens that were taken later. spare: taken from a substitute.
     """
 
-    limit_requests: int | None = None
-    remaining_requests: int | None = None
-    limit_tokens: int | None = None
-    remaining_tokens: int | None = None
+    allowance: Allowance = NO_LIMITS
     scopes: ScopeSet = ()
     tokens: int = 0
     epoch: int = 0
@@ -76,9 +79,9 @@ class Limiter(Protocol):
     async def take(self, scopes: ScopeSet, tokens: int) -> Ticket:
         """One request, and the most tokens that it may use, from all scopes, or from none.
 
-        Raises `TooFast` for the limit that takes longest to let it in. Its `retry_after_s` is when the same request will be let
-        in if no other is before; None where it asks for more than the limit ever allows. Raises `StoreUnavailable` where the
-        counters can't be reached.
+        Raises `TooFast` for the limit that takes longest to let it in, with its allowance. Its `retry_after_s` is when the same
+        request will be let in if no other is before; None where it asks for more than the limit ever allows. Raises
+        `StoreUnavailable` where the counters can't be reached.
         """
         ...
 
@@ -229,8 +232,8 @@ class _Meter:
         self.used += used * MINUTE_US
         self.taken += over * MINUTE_US
 
-    def left(self, scope: Scope) -> tuple[int, int, int]:
-        """Requests of this second and of this minute, and tokens, that could be taken now; 0 where more was used than the limit."""
+    def left(self, scope: Scope) -> Left:
+        """0 where more was used than the limit, or there is none."""
         return (
             0 if scope.rps is None else max(0, scope.rps * SECOND_US - self.second) // SECOND_US,
             0 if scope.rpm is None else max(0, scope.rpm * MINUTE_US - self.minute) // MINUTE_US,
@@ -258,7 +261,8 @@ def _check(scopes: ScopeSet, meters: list[_Meter], tokens: int) -> None:
             if wait_us > longest:
                 longest, worst = wait_us, (scope, kind)
     if longest:
-        raise refusal(*worst, tokens, longest)
+        left = [meter.left(scope) for scope, meter in zip(scopes, meters, strict=True)]
+        raise refusal(scopes, left, scopes.index(worst[0]), worst[1], tokens, longest)
 
 
 def _wait_us(spent: int, count: int, limit: int | None, one: int) -> float:
@@ -271,11 +275,12 @@ def _wait_us(spent: int, count: int, limit: int | None, one: int) -> float:
     return math.inf if count > limit else -(-over // limit)
 
 
-def refusal(scope: Scope, kind: int, tokens: int, wait_us: float) -> TooFast:
-    """The refusal by one limit. kind: 0 requests per second, 1 requests per minute, 2 tokens per minute.
+def refusal(scopes: ScopeSet, left: Sequence[Left], which: int, kind: int, tokens: int, wait_us: float) -> TooFast:
+    """The refusal by the limit of one scope, `which`. kind: 0 requests per second, 1 requests per minute, 2 tokens per minute.
 
     No wait is promised where none helps (an infinite one).
     """
+    scope = scopes[which]
     limit = (scope.rps, scope.rpm, scope.tpm)[kind]
     what = ("requests per second", "requests per minute", "tokens per minute")[kind]
     if wait_us == math.inf:
@@ -283,26 +288,34 @@ def refusal(scope: Scope, kind: int, tokens: int, wait_us: float) -> TooFast:
     else:
         retry_after_s = (wait_us // 1000 + 1) / 1000  # the next whole millisecond: never a moment too early
         then = f"Try again in {retry_after_s:.3f} s."
+    others = allowance(scopes, left)
+    if kind == 2:
+        told = others._replace(limit_tokens=limit, remaining_tokens=left[which][kind])
+    else:
+        told = others._replace(limit_requests=limit, remaining_requests=left[which][kind])
     return TooFast(
         f"{scope.words} of {limit} {what}; this request needs {tokens if kind == 2 else 1}. {then}",
         code="rate_limit_exceeded",
         retry_after_s=retry_after_s,
+        allowance=told,
     )
 
 
-def ticket(scopes: ScopeSet, left: list[tuple[int, int, int]], tokens: int, epoch: int) -> Ticket:
-    """What was let in. left: of each scope, as `_Meter.left` tells it."""
-    made = Ticket(scopes=scopes, tokens=tokens, epoch=epoch, open=True)
+def ticket(scopes: ScopeSet, left: Sequence[Left], tokens: int, epoch: int) -> Ticket:
+    """What was let in. left: of each scope, afterwards."""
+    return Ticket(allowance(scopes, left), scopes=scopes, tokens=tokens, epoch=epoch, open=True)
+
+
+def allowance(scopes: ScopeSet, left: Sequence[Left]) -> Allowance:
+    """Of several limits the one with the least left, of requests and of tokens each. One per second is told of only where no
+    scope has one per minute: what is left of a second says little."""
+    requests = requests_left = tokens = tokens_left = None
     by_second = True
-    for scope, (second, minute, left_tokens) in zip(scopes, left, strict=True):
-        if scope.rpm is not None and (by_second or made.remaining_requests is None or minute < made.remaining_requests):
-            made.limit_requests, made.remaining_requests, by_second = scope.rpm, minute, False
-        elif (
-            by_second
-            and scope.rps is not None
-            and (made.remaining_requests is None or second < made.remaining_requests)
-        ):
-            made.limit_requests, made.remaining_requests = scope.rps, second
-        if scope.tpm is not None and (made.remaining_tokens is None or left_tokens < made.remaining_tokens):
-            made.limit_tokens, made.remaining_tokens = scope.tpm, left_tokens
-    return made
+    for scope, (second, minute, token_count) in zip(scopes, left, strict=True):
+        if scope.rpm is not None and (by_second or requests_left is None or minute < requests_left):
+            requests, requests_left, by_second = scope.rpm, minute, False
+        elif by_second and scope.rps is not None and (requests_left is None or second < requests_left):
+            requests, requests_left = scope.rps, second
+        if scope.tpm is not None and (tokens_left is None or token_count < tokens_left):
+            tokens, tokens_left = scope.tpm, token_count
+    return Allowance(requests, requests_left, tokens, tokens_left)

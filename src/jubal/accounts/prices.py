@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from jubal.accounts.ledger import month_of
 from jubal.accounts.tables import balances, prices
+from jubal.accounts.upserts import upsert
 from jubal.core.errors import BadRequest, NotFound
 from jubal.core.generation import Generation, ImagePart
 from jubal.core.money import BASIS_POINTS, LongContext, Price
@@ -86,8 +87,7 @@ def of_team(conn: Connection, team_id: str, now_us: int) -> TeamPrices | None:
 def put(conn: Connection, team_id: str, model: str, terms: PriceTerms, *, now_us: int) -> None:
     """Sets a team's terms for a model, or for all others (`*`), in place of what was there. Raises `BadRequest`."""
     check(terms)
-    conn.execute(prices.delete().where(prices.c.team_id == team_id, prices.c.model == model))
-    conn.execute(prices.insert().values(team_id=team_id, model=model, terms=encode(terms), modified_us=now_us))
+    upsert(conn, prices, {"team_id": team_id, "model": model}, {"terms": encode(terms), "modified_us": now_us})
 
 
 def remove(conn: Connection, team_id: str, model: str) -> None:
@@ -208,13 +208,15 @@ def ceiling(
     answer_tokens_max: int,
     more_prompt: int = 0,
     more_answer: int = 0,
+    counted: int | None = None,
 ) -> Ceiling:
     """The most that a generation may cost at this price.
 
     window: tokens that a prompt and its answer fit in; None: not known. answer_tokens_max: where the caller sets no bound.
     more_prompt, more_answer: tokens on top, where a model is known to count more than can be seen from here.
+    counted: what the engine itself counts of the prompt; None: nobody asked, and each byte may be a token.
     """
-    prompt = prompt_tokens_max(generation) + more_prompt
+    prompt = (prompt_tokens_max(generation) if counted is None else counted + TOKENS_PER_REQUEST) + more_prompt
     wanted = generation.bounds.tokens_max
     answer = answer_tokens_max if wanted is None else wanted
     beside = THINKING_TOKENS[generation.reasoning] + more_answer
@@ -230,6 +232,17 @@ def ceiling(
         fixed += SERVER_CALLS * max(price.tool_fee(KIND[type(tool)]) for tool in generation.tools.server)
         rate *= SERVER_STEPS
     return Ceiling(fixed, answer, rate, wanted is not None, prompt, (answer + beside) * generation.answers)
+
+
+def countable(generation: Generation) -> bool:
+    """Whether an engine's count of the prompt is all of it that can be charged: not where it is asked several times, with what it
+    said before, or sees what is no text."""
+    return not (
+        generation.tools.wanted
+        or generation.output is not None
+        or generation.reasoning not in (None, "none")
+        or any(message.has_image for message in generation.messages)
+    )
 
 
 def ceiling_ticks(generation: Generation, price: Price, window: int | None, answer_tokens_max: int = 8192) -> int:

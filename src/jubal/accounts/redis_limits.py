@@ -119,8 +119,16 @@ for i = 1, #KEYS do
     if waits[k] > longest then longest, scope, kind = waits[k], i, k end
   end
 end
+local function tell(answer, first, m)
+  answer[first] = left(m.second, m.rps, SECOND)
+  answer[first + 1] = left(m.minute, m.rpm, MINUTE)
+  answer[first + 2] = left(m.taken, m.tpm, MINUTE)
+end
+
 if longest > 0 then
-  return {0, scope - 1, kind - 1, longest == math.huge and '' or string.format('%.0f', longest)}
+  local answer = {0, scope - 1, kind - 1, longest == math.huge and '' or string.format('%.0f', longest)}
+  for i, m in ipairs(meters) do tell(answer, 3 * i + 2, m) end
+  return answer
 end
 local answer = {1, floor_div(now, MINUTE)}
 for i, m in ipairs(meters) do
@@ -131,9 +139,7 @@ for i, m in ipairs(meters) do
     m.held = m.held + tokens
   end
   save(KEYS[i], m)
-  answer[3 * i] = left(m.second, m.rps, SECOND)
-  answer[3 * i + 1] = left(m.minute, m.rpm, MINUTE)
-  answer[3 * i + 2] = left(m.taken, m.tpm, MINUTE)
+  tell(answer, 3 * i, m)
 end
 return answer
 """
@@ -428,11 +434,12 @@ def _is_answer(error: RedisError) -> bool:
 
 def _read(scopes: ScopeSet, tokens: int, answer: list[Any]) -> Ticket:
     """What the script answered to a take. Raises `TooFast`."""
+    first = 2 if answer[0] else 4
+    left = [(answer[n], answer[n + 1], answer[n + 2]) for n in range(first, len(answer), 3)]
     if answer[0]:
-        left = [(answer[n], answer[n + 1], answer[n + 2]) for n in range(2, len(answer), 3)]
         return ticket(scopes, left, tokens, answer[1])
     wait = _text(answer[3])
-    raise refusal(scopes[answer[1]], answer[2], tokens, int(wait) if wait else math.inf)
+    raise refusal(scopes, left, answer[1], answer[2], tokens, int(wait) if wait else math.inf)
 
 
 def _text(answer: str | bytes) -> str:

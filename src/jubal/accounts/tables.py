@@ -74,6 +74,7 @@ api_keys: Final = Table(
     Column("modified_by", Text, nullable=False),
     Column("expires_us", BigInteger),
     Column("last_used_us", BigInteger),
+    Column("rps", BigInteger),
 )
 """digest: hex HMAC-SHA256 of the secret, which itself is nowhere. acls: a JSON list."""
 
@@ -117,6 +118,7 @@ usage: Final = Table(
     Column("tools", Text),
     Column("reserve_id", Text),
     Column("drawn_ticks", BigInteger),
+    Column("service_tier", Text),
     Index(None, "key_id", "created_us"),
     Index(None, "created_us"),
 )
@@ -249,8 +251,14 @@ limits: Final = Table(
     Column("rpm", BigInteger),
     Column("tpm", BigInteger),
     Column("modified_us", BigInteger, nullable=False),
+    Column("own_rps", BigInteger),
+    Column("own_rpm", BigInteger),
+    Column("own_tpm", BigInteger),
 )
-"""Rate limits of a team (accounts/team_limits.py). model: a public name, or * for all. 0: no limit; null: the default."""
+"""Rate limits of a team (accounts/team_limits.py). model: a public name, or * for all. 0: no limit; null: the default.
+
+own_*: what the team set itself, which only narrows; null: nothing.
+"""
 
 deferred: Final = Table(
     "deferred",

@@ -53,7 +53,21 @@ def get(conn: Connection, team_id: str) -> Team:
     """The team with this id. Raises `NotFound`."""
     row = conn.execute(sa.select(teams).where(teams.c.id == team_id)).mappings().one_or_none()
     if row is None:
-        raise NotFound(f"There is no team with the id `{team_id}`.", param="team_id", code="team_not_found")
+        raise _no_team(team_id)
+    return Team(**row)
+
+
+def _no_team(team_id: str) -> NotFound:
+    return NotFound(f"There is no team with the id `{team_id}`.", param="team_id", code="team_not_found")
+
+
+def locked(conn: Connection, team_id: str) -> Team:
+    """As `get`, and until the end of the transaction no other one gets past here with this team: who reads what it was given and
+    then changes it does so alone. Requests of the team and new keys don't wait for that."""
+    query = sa.select(teams).where(teams.c.id == team_id).with_for_update(key_share=True)
+    row = conn.execute(query).mappings().one_or_none()
+    if row is None:
+        raise _no_team(team_id)
     return Team(**row)
 
 

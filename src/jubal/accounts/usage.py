@@ -22,7 +22,8 @@ class UsageRow(NamedTuple):
     estimated: the tokens are an estimate, as the engine reported none.
     *_ticks: what `cost_in_usd_ticks` is the sum of, with the fees in `tools`: JSON of calls and ticks by tool, {"web_search": [2,
     100000000]}. None in rows of releases that did not tell. reserve_id: where its cost was held, None where none had to be;
-    drawn_ticks: what it took from there, its cost but never more than was held.
+    drawn_ticks: what it took from there, its cost but never more than was held. service_tier: "priority" where it went
+    before others and cost more; None for the usual one.
     """
 
     request_id: str
@@ -52,6 +53,7 @@ class UsageRow(NamedTuple):
     tools: str | None = None
     reserve_id: str | None = None
     drawn_ticks: int | None = None
+    service_tier: str | None = None
 
 
 _COLUMNS: Final = UsageRow._fields

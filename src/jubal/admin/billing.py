@@ -14,6 +14,7 @@ from jubal.accounts import invoices as ledger_invoices
 from jubal.accounts import ledger, teams
 from jubal.accounts.tables import billing_info
 from jubal.accounts.tiers import Tiers
+from jubal.accounts.upserts import upsert
 from jubal.admin.actor import Actor, note
 from jubal.core.errors import BadRequest, NotFound
 
@@ -157,12 +158,9 @@ def info(conn: Connection, actor: Actor, team_id: str) -> dict[str, Any]:
 def set_info(conn: Connection, actor: Actor, team_id: str, info: Mapping[str, Any], *, now_us: int) -> None:
     """Replaces what invoices are addressed to. Raises `NotAllowed`, `NotFound`."""
     _allow(conn, actor, "SetBillingInfo", team_id)
+    teams.locked(conn, team_id)
     found = conn.scalar(sa.select(billing_info.c.info).where(billing_info.c.team_id == team_id))
-    values = {"info": json.dumps(dict(info)), "modified_us": now_us}
-    if found is None:
-        conn.execute(billing_info.insert().values(team_id=team_id, **values))
-    else:
-        conn.execute(billing_info.update().where(billing_info.c.team_id == team_id).values(**values))
+    upsert(conn, billing_info, {"team_id": team_id}, {"info": json.dumps(dict(info)), "modified_us": now_us})
     before = None if found is None else json.loads(found)
     note(
         conn,

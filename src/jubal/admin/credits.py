@@ -47,6 +47,7 @@ def move(
 def set_price(conn: Connection, actor: Actor, team_id: str, model: str, terms: PriceTerms, *, now_us: int) -> None:
     """What a team pays for a model in place of the list price. Raises `NotAllowed`, `NotFound`, `BadRequest`."""
     actor.demand_operator("set prices")
+    teams.locked(conn, team_id)
     before = _price(conn, team_id, model)
     prices.put(conn, team_id, model, terms, now_us=now_us)
     after = json.loads(prices.encode(terms))

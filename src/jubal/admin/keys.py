@@ -14,7 +14,7 @@ from jubal.core.errors import NotFound
 
 PROPAGATED_US: Final = 2_000_000
 """After so long every gateway on the store knows of a change (accounts/keys.KeyRing)."""
-FACTS: Final = ("name", "acls", "rpm", "tpm", "management", "disabled", "blocked", "expires_us", "redacted")
+FACTS: Final = ("name", "acls", "rps", "rpm", "tpm", "management", "disabled", "blocked", "expires_us", "redacted")
 
 
 def create(
@@ -26,6 +26,7 @@ def create(
     acls: tuple[str, ...] | None = None,
     rpm: int | None = None,
     tpm: int | None = None,
+    rps: int | None = None,
     management: bool = False,
     expires_us: int | None = None,
     now_us: int,
@@ -45,6 +46,7 @@ def create(
         acls=acls,
         rpm=rpm,
         tpm=tpm,
+        rps=rps,
         management=management,
         expires_us=expires_us,
         now_us=now_us,

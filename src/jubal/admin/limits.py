@@ -1,4 +1,4 @@
-"""Rate limits of teams, set by whoever runs the server: each act with its row in the audit log."""
+"""Rate limits of teams: given by whoever runs the server, and narrowed by a team itself. Each act with its row in the audit log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import asdict
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import team_limits, teams
-from jubal.accounts.team_limits import ALL, Rates
+from jubal.accounts.team_limits import ALL, NOTHING_GIVEN, Rates, TeamLimits
+from jubal.accounts.teams import Team
 from jubal.admin.actor import Actor, note
 
 
@@ -36,9 +37,42 @@ def clear(conn: Connection, actor: Actor, team_id: str, model: str | None, *, no
     return team_limits.clear(conn, team_id=team_id, model=model)
 
 
+def get(conn: Connection, actor: Actor, team_id: str) -> tuple[Team, TeamLimits]:
+    """A team, what it was given and what it set itself. Raises `NotAllowed`, `NotFound`."""
+    actor.demand("GetTeamLimits")
+    return _of_team(conn, actor, team_id)
+
+
+def on_models(conn: Connection, actor: Actor, team_id: str) -> tuple[Team, TeamLimits]:
+    """As `get`, beside the list of models. Raises `NotAllowed`, `NotFound`."""
+    actor.demand("ListPossibleModels")
+    return _of_team(conn, actor, team_id)
+
+
+def put_own(conn: Connection, actor: Actor, team_id: str, model: str, rates: Rates, *, now_us: int) -> Rates:
+    """A team limits itself, for a model or for all; what `rates` does not say stays, and 0 takes one back.
+
+    It is never let do more than it was given. Raises `NotAllowed`, `NotFound`, `BadRequest`.
+    """
+    actor.demand("SetTeamLimits")
+    actor.demand_team(team_id)
+    teams.locked(conn, team_id)
+    found = team_limits.of_team(conn, team_id)
+    before = None if found is None else found.own.get(model)
+    kept = team_limits.put_own(conn, team_id=team_id, model=model, rates=rates, now_us=now_us)
+    was = None if before is None else asdict(before)
+    note(conn, actor, "limits.set_own", "limit", model, team_id=team_id, before=was, after=asdict(kept), now_us=now_us)
+    return kept
+
+
+def _of_team(conn: Connection, actor: Actor, team_id: str) -> tuple[Team, TeamLimits]:
+    actor.demand_team(team_id)
+    return teams.get(conn, team_id), team_limits.of_team(conn, team_id) or NOTHING_GIVEN
+
+
 def _given(conn: Connection, team_id: str) -> dict[str, Rates]:
-    """What a team was given, by model. Raises `NotFound`."""
-    teams.get(conn, team_id)
+    """What a team was given, by model, for an act that changes it. Raises `NotFound`."""
+    teams.locked(conn, team_id)
     found = team_limits.of_team(conn, team_id)
     if found is None:
         return {}

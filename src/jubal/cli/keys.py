@@ -60,6 +60,7 @@ def create(
             show_default=False,
         ),
     ] = None,
+    rps: Annotated[int | None, typer.Option("--rps", min=1, help="Requests per second. Default: no limit.")] = None,
     rpm: Annotated[int | None, typer.Option("--rpm", min=1, help="Requests per minute. Default: no limit.")] = None,
     tpm: Annotated[int | None, typer.Option("--tpm", min=1, help="Tokens per minute. Default: no limit.")] = None,
     expires: Annotated[
@@ -73,7 +74,7 @@ def create(
     config_file: ConfigOption = None,
 ) -> None:
     """Make a key and show its secret, this once."""
-    wanted: dict[str, Any] = {"name": name, "rpm": rpm, "tpm": tpm, "management": management}
+    wanted: dict[str, Any] = {"name": name, "rps": rps, "rpm": rpm, "tpm": tpm, "management": management}
     wanted["acls"] = tuple(acl) if acl else None
     wanted["expires_us"] = None if expires is None else moment_us(expires, "--expires", now_us(), sign=1)
     with open_store(config.load(config_file)) as store:
@@ -139,6 +140,7 @@ def show(key_id: KeyArgument, as_json: JsonOption = False, config_file: ConfigOp
         "team": key.team_id,
         "state": _state(key),
         "may": " ".join(key.acls) or "nothing",
+        "requests per second": "no limit" if key.rps is None else f"{key.rps:,}",
         "requests per minute": "no limit" if key.rpm is None else f"{key.rpm:,}",
         "tokens per minute": "no limit" if key.tpm is None else f"{key.tpm:,}",
         "created": when(key.created_us),
@@ -161,15 +163,17 @@ def _with_old_secrets(conn: Connection, text: str) -> tuple[Key, list[int]]:
 
 def _print(keys: list[Key]) -> None:
     print_table(
-        table("name", "id", "key", "may", "rpm", "tpm", "state", "created", "last used", right=("rpm", "tpm")),
+        table(
+            *("name", "id", "key", "may", "rps", "rpm", "tpm", "state", "created", "last used"),
+            right=("rps", "rpm", "tpm"),
+        ),
         [
             (
                 key.name,
                 short(key.id),
                 key.redacted,
                 _may(key),
-                "" if key.rpm is None else f"{key.rpm:,}",
-                "" if key.tpm is None else f"{key.tpm:,}",
+                *("" if limit is None else f"{limit:,}" for limit in (key.rps, key.rpm, key.tpm)),
                 _state(key),
                 when(key.created_us),
                 when(key.last_used_us) or "never",
@@ -202,6 +206,7 @@ def update(
     acl: Annotated[
         list[str] | None, typer.Option("--acl", metavar="A", help="In the place of all it had; may be given often.")
     ] = None,
+    rps: Annotated[str | None, typer.Option("--rps", metavar="N", help="Requests per second, or none.")] = None,
     rpm: Annotated[str | None, typer.Option("--rpm", metavar="N", help="Requests per minute, or none.")] = None,
     tpm: Annotated[str | None, typer.Option("--tpm", metavar="N", help="Tokens per minute, or none.")] = None,
     expires: Annotated[
@@ -216,13 +221,13 @@ def update(
         changes["name"] = name
     if acl is not None:
         changes["acls"] = tuple(acl)
-    for flag, text in (("rpm", rpm), ("tpm", tpm)):
+    for flag, text in (("rps", rps), ("rpm", rpm), ("tpm", tpm)):
         if text is not None:
             changes[flag] = _limit(flag, text)
     if expires is not None:
         changes["expires_us"] = None if expires == "never" else moment_us(expires, "--expires", now_us(), sign=1)
     if not changes:
-        raise CommandError("Nothing to change: give --name, --acl, --rpm, --tpm or --expires.")
+        raise CommandError("Nothing to change: give --name, --acl, --rps, --rpm, --tpm or --expires.")
     with open_store(config.load(config_file)) as store:
         key = store.transact(_act, "update", key_id, changes=changes)
     if as_json:
@@ -365,6 +370,7 @@ def view(key: Key) -> dict[str, object]:
         "team_id": key.team_id,
         "name": key.name,
         "acls": list(key.acls),
+        "rps": key.rps,
         "rpm": key.rpm,
         "tpm": key.tpm,
         "management": key.management,

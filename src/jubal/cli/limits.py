@@ -105,31 +105,35 @@ def view(rates: Rates) -> dict[str, int | None]:
     return {"rps": rates.rps, "rpm": rates.rpm, "tpm": rates.tpm}
 
 
-def _rows(settings: config.Settings, team: Team, own: TeamLimits | None) -> list[dict[str, object]]:
-    """What holds for a team. A limit of null: there is none."""
+def _rows(settings: config.Settings, team: Team, limits: TeamLimits | None) -> list[dict[str, object]]:
+    """What holds for a team. A limit of null: there is none. own: what of it the team set itself, with a management key."""
     from jubal.accounts.scopes import Scopes
-    from jubal.accounts.team_limits import NO_RATES, Rates, TeamLimits
+    from jubal.accounts.team_limits import ALL, NO_RATES, NOTHING_GIVEN, Rates
     from jubal.accounts.tiers import Tier, Tiers
 
     tiers = Tiers.configured(settings.tiers)
     models = {name: Rates(model.rps, model.rpm, model.tpm) for name, model in settings.models.items()}
     scopes = Scopes(tiers, {name: rates for name, rates in models.items() if rates != NO_RATES})
-    own = own or TeamLimits()
+    limits = limits or NOTHING_GIVEN
 
-    def row(scope: str, name: str, origin: str, mine: Rates, rates: Rates) -> dict[str, object]:
-        real = {kind: limit or None for kind, limit in view(rates).items()}
-        return {"scope": scope, "name": name, "from": "team" if mine != NO_RATES else origin, **real}
+    def row(scope: str, name: str, origin: str, model: str, given: Rates, rates: Rates) -> dict[str, object]:
+        source = "team" if given != NO_RATES else origin
+        own = limits.own.get(model)
+        if own is not None:
+            source += " and its own"
+        return {"scope": scope, "name": name, "from": source, **view(rates), "own": None if own is None else view(own)}
 
     tier = tiers.get(team.tier) or Tier(team.tier)
-    rows = [row("team", team.name, f"tier {tier.name}", own.all, scopes.team_rates(tier, own.all))]
-    for name in sorted({*scopes.models, *own.models}):
-        mine = own.models.get(name, NO_RATES)
-        rows.append(row("model", name, "configuration", mine, scopes.model_rates(name, mine)))
+    in_all = scopes.team_rates(tier, limits)
+    rows = [row("team", team.name, f"tier {tier.name}", ALL, limits.all, in_all)]
+    for name in sorted({*scopes.models, *limits.models, *limits.own} - {ALL}):
+        given = limits.models.get(name, NO_RATES)
+        rows.append(row("model", name, "configuration", name, given, scopes.model_rates(name, limits)))
     return rows
 
 
 def _of_key(key: Key) -> dict[str, object]:
-    return {"scope": "key", "name": key.name, "from": key.id, "rps": None, "rpm": key.rpm, "tpm": key.tpm}
+    return {"scope": "key", "name": key.name, "from": key.id, "rps": key.rps, "rpm": key.rpm, "tpm": key.tpm}
 
 
 def _model(settings: config.Settings, name: str) -> str:
@@ -167,5 +171,5 @@ def _of_team(conn: Connection, name: str) -> tuple[Team, TeamLimits | None, list
     from jubal.accounts import keys, team_limits, teams
 
     team = teams.by_name_or_id(conn, name)
-    found = [key for key in keys.listing(conn, team.id) if key.rpm is not None or key.tpm is not None]
+    found = [key for key in keys.listing(conn, team.id) if (key.rps, key.rpm, key.tpm) != (None, None, None)]
     return team, team_limits.of_team(conn, team.id), found

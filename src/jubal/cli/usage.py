@@ -326,6 +326,7 @@ def view(row: UsageRow) -> dict[str, object]:
         "latency_ms": row.latency_us / 1000,
         "first_token_ms": None if row.first_token_us is None else row.first_token_us / 1000,
         "estimated": row.estimated,
+        "service_tier": row.service_tier or "default",
     }
 
 

@@ -25,6 +25,8 @@ JubalError
 
 from __future__ import annotations
 
+from jubal.core.rates import Allowance
+
 
 class JubalError(Exception):
     """Base of all errors that a caller may see. `message` is for the caller: it never holds a secret.
@@ -98,11 +100,27 @@ class MethodNotAllowed(JubalError):
 
 
 class OutOfCredit(JubalError):
-    """The team's credit does not cover the most this request may cost."""
+    """The team's credit does not cover the most this request may cost. available_ticks: what there is; None: not known."""
+
+    available_ticks: int | None = None
 
 
 class TooFast(JubalError):
-    """A rate limit is reached."""
+    """A rate limit is reached. allowance: how that limit stands, where one of the caller's own refused."""
+
+    allowance: Allowance | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
+        super().__init__(message, param=param, code=code, retry_after_s=retry_after_s)
+        self.allowance = allowance
 
 
 class AtCapacity(JubalError):

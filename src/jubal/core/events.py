@@ -22,13 +22,14 @@ class Started:
     """The first event of every answer, and the only place where ids and times come from.
 
     id: a bare UUID, also the x-request-id. created: Unix seconds. model: the resolved public name. fingerprint: names the
-    weights that answer (`fp_` and hex digits).
+    weights that answer (`fp_` and hex digits). priority: it went before others, and costs more.
     """
 
     id: str
     created: int
     model: str
     fingerprint: str
+    priority: bool = False
 
 
 @dataclass(frozen=True, slots=True)

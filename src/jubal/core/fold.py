@@ -112,7 +112,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. sources, tool_uses, ended: as in `Finished`."""
+    """A whole answer. sources, tool_uses, ended: as in `Finished`; priority: as in `Started`."""
 
     id: str
     created: int
@@ -124,6 +124,7 @@ class Completion:
     sources: tuple[Source, ...] = ()
     tool_uses: tuple[tuple[ToolKind, int], ...] = ()
     ended: int | None = None
+    priority: bool = False
 
 
 @dataclass(slots=True)
@@ -225,6 +226,7 @@ class Folder:
             end.sources,
             end.tool_uses,
             end.ended,
+            start.priority,
         )
 
 

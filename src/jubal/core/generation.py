@@ -181,6 +181,7 @@ class Generation:
     suffix: what comes after the text that is wanted; None: nothing, or unknown.
     cache: an answer that was given before to the same request may be given again.
     inline_citations: sources are cited in the text, as `[[1]](url)`.
+    priority: to be answered before others, at a higher price, where others can be in the way (xai-api.md 24).
     output: None for text. logprobs: tell each token's probability and that of so many likely others, 0..20; None: don't.
     """
 
@@ -200,6 +201,7 @@ class Generation:
     suffix: str | None = None
     cache: bool = True
     inline_citations: bool = False
+    priority: bool = False
 
     @property
     def answers(self) -> int:

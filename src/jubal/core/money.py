@@ -13,6 +13,8 @@ from jubal.core.usage import NOTHING, Usage
 TICKS_PER_USD = 10_000_000_000
 TICKS_PER_TOKEN_AT_1_USD_PER_MILLION = TICKS_PER_USD // 1_000_000
 BASIS_POINTS: Final = 10_000
+PRIORITY: Final = 2
+"""How many times the usual price a request costs that goes before others (xai-api.md 25.3)."""
 USD_CHARS_MAX: Final = 50
 USD_DIGITS_MAX: Final = 12
 _EXACT: Final = Context(prec=2 * USD_CHARS_MAX)
@@ -153,6 +155,27 @@ class Price:
     def highest_output(self) -> int:
         """Ticks that a token of the answer can cost at most."""
         return max(self.output, self.reasoning or 0, self.long_context.output if self.long_context else 0)
+
+    def for_priority(self) -> Price:
+        """What a request costs that goes before others: the fees of tools are as ever (xai-api.md 5.4, 24)."""
+
+        def more(ticks: int | None) -> int | None:
+            return None if ticks is None else ticks * PRIORITY
+
+        long = self.long_context
+        return replace(
+            self,
+            input=self.input * PRIORITY,
+            cached_input=self.cached_input * PRIORITY,
+            output=self.output * PRIORITY,
+            image=more(self.image),
+            reasoning=more(self.reasoning),
+            long_context=long
+            and LongContext(
+                long.threshold, long.input * PRIORITY, long.cached_input * PRIORITY, long.output * PRIORITY
+            ),
+            request=self.request * PRIORITY,
+        )
 
     def less(self, basis_points: int) -> Price:
         """This price with a discount of 0..10,000 hundredths of a percent; each rate is rounded up to a whole tick."""

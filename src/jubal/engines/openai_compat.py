@@ -228,6 +228,10 @@ class _Usage(msgspec.Struct, gc=False):
     completion_tokens_details: _CompletionDetails | None = None
 
 
+COUNT_MAX: Final = 2**31
+"""Tokens of one request that an engine is believed to have used: no window is as large."""
+
+
 class _Timings(msgspec.Struct, gc=False):
     """llama.cpp's own counts, on every chunk when asked for."""
 
@@ -315,7 +319,8 @@ class StreamDecoder(ABC, Generic[C]):
         if chunk.timings is not None and chunk.timings.predicted_n and not self._metered:  # not a report on the prompt
             self._metered = True
             t = chunk.timings
-            yield UsageSoFar(Usage(t.cache_n + t.prompt_n, t.predicted_n, t.cache_n))
+            if all(0 <= count <= COUNT_MAX for count in (t.cache_n, t.prompt_n, t.predicted_n)):
+                yield UsageSoFar(Usage(t.cache_n + t.prompt_n, t.predicted_n, t.cache_n))
 
     @abstractmethod
     def _choice(self, choice: C) -> Iterator[EngineEvent]:
@@ -464,14 +469,19 @@ def _likely(told: _Likely) -> Likely:
     return Likely(told.token, told.logprob, None if raw is None else bytes(byte & 0xFF for byte in raw))
 
 
-def _usage(told: _Usage) -> Usage:
-    """Core counts leave reasoning out of `completion`; most engines leave it in, xAI does not: the total tells."""
+def _usage(told: _Usage) -> Usage | None:
+    """Core counts leave reasoning out of `completion`; most engines leave it in, xAI does not: the total tells.
+
+    None for counts that can't be: what somebody pays follows from them.
+    """
     reasoning = (told.completion_tokens_details and told.completion_tokens_details.reasoning_tokens) or 0
+    if not all(0 <= count <= COUNT_MAX for count in (told.prompt_tokens, told.completion_tokens, reasoning)):
+        return None
     completion = told.completion_tokens
     if told.total_tokens != told.prompt_tokens + completion + reasoning:
         completion = max(0, completion - reasoning)
     details = told.prompt_tokens_details or _PromptDetails()
-    cached = None if details.cached_tokens is None else min(details.cached_tokens, told.prompt_tokens)
+    cached = None if details.cached_tokens is None else min(max(0, details.cached_tokens), told.prompt_tokens)
     image = min(max(0, details.image_tokens or 0), told.prompt_tokens - (cached or 0))
     return Usage(told.prompt_tokens, completion, cached, reasoning, image)
 

@@ -22,6 +22,7 @@ from jubal.core.errors import AtCapacity, BadRequest, ContextTooLong, EngineBrok
 from jubal.engines.base import EngineStatus, Weights
 from jubal.engines.openai_compat import (
     CONNECT_TIMEOUT_S,
+    COUNT_MAX,
     _bounded,
     _refusal,
     _reported,
@@ -97,7 +98,7 @@ def read_embeddings(body: bytes, request: EmbeddingRequest) -> Embeddings:
             code="dimensions_not_supported",
         )
     told = answer.usage.prompt_tokens if answer.usage is not None else None
-    if told is None or told < 1:  # Ollama and others send no count, or zero
+    if told is None or not 1 <= told <= COUNT_MAX:  # Ollama and others send no count, or zero
         return Embeddings(vectors, estimate_prompt(request), estimated=True)
     return Embeddings(vectors, told)
 

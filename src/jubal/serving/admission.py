@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from jubal.core.errors import AtCapacity
 
@@ -18,16 +18,21 @@ RETRY_AFTER_MAX_S: Final = 60.0
 AWAY_MAX: Final = 256
 """Requests that may be away from one engine's places: each holds its tools' sessions and its conversation."""
 KEEP_S: Final = 0.05
+PRIORITY_MAX: Final = 7
+"""Places in a row that go to priority while others wait."""
 LATEST: Final = 0.2
 """How much the last interval between two departures counts in their mean."""
 
+_Queue: TypeAlias = deque[asyncio.Future[None]]
+
 
 class Admission:
-    """Those who began first, then first come, first served, but work that nobody waits for only when nobody else wants in.
+    """Those who began first, then who has priority, then first come, first served; work that nobody waits for only when nobody
+    else wants in.
 
-    Use as `async with admission.door(background=…) as place:` around a request's work, which may give its place back for a while
+    Use as `async with admission.door(…) as place:` around a request's work, which may give its place back for a while
     and take it again, or as `async with admission:` around work that does not. running_max: None for no limit. queued_max: how
-    many newcomers may wait, of either class. away_max: how many that began may be away from their places; newcomers wait while
+    many newcomers may wait, of each class. away_max: how many that began may be away from their places; newcomers wait while
     there are more. keep_s: a rest that is shorter keeps the place. clock: monotonic seconds.
     """
 
@@ -47,9 +52,11 @@ class Admission:
         self._away_max = away_max
         self._keep_s = keep_s
         self._clock = clock
-        self._returning: deque[asyncio.Future[None]] = deque()
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._background: deque[asyncio.Future[None]] = deque()
+        self._returning: _Queue = deque()
+        self._waiting: _Queue = deque()
+        self._priority: _Queue = deque()
+        self._background: _Queue = deque()
+        self._in_a_row = 0  # places that went to priority while somebody else waited
         self._pace = _Pace()
         self.running = 0
         self.away = 0
@@ -58,7 +65,12 @@ class Admission:
     @property
     def queued(self) -> int:
         """Newcomers that wait and that somebody waits for."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._priority)
+
+    @property
+    def bounded(self) -> bool:
+        """Requests can be in each other's way here."""
+        return self._running_max is not None
 
     @property
     def queued_background(self) -> int:
@@ -69,25 +81,25 @@ class Admission:
         """Requests that began and wait to go on."""
         return len(self._returning)
 
-    def door(self, *, background: bool) -> Place:
-        """The way in, for one request. background: nobody waits for the answer."""
-        return Place(self, background=background, keep_s=self._keep_s)
+    def door(self, *, background: bool = False, priority: bool = False) -> Place:
+        """The way in, for one request. background: nobody waits for the answer. priority: before newcomers who have none."""
+        return Place(self, background=background, priority=priority, keep_s=self._keep_s)
 
     async def __aenter__(self) -> None:
         """Raises `AtCapacity` where the queue is full."""
-        await self.enter(background=False)
+        await self.enter()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.leave()
 
-    async def enter(self, *, background: bool) -> None:
-        """Takes a place for a newcomer. Raises `AtCapacity` where as many wait already as may."""
-        if self._free and not (self._returning or self._waiting or self._background):
+    async def enter(self, *, background: bool = False, priority: bool = False) -> None:
+        """Takes a place for a newcomer. Raises `AtCapacity` where as many of its class wait already as may."""
+        if self._free and not (self._returning or self._newcomers):
             self.running += 1
             return
-        queue = self._background if background else self._waiting
+        queue = self._background if background else self._priority if priority else self._waiting
         if len(queue) >= self._queued_max:
             raise AtCapacity(
                 f"Capacity exceeded: the engine `{self._name}` is busy and its queue of {self._queued_max} is full. "
@@ -101,7 +113,7 @@ class Admission:
         """Gives a place back for good."""
         self.running -= 1
         if not self._returning:  # else the queue of newcomers gets no shorter by it
-            self._pace.leave(self._clock(), busy=bool(self._waiting or self._background))
+            self._pace.leave(self._clock(), busy=self._newcomers)
         self._let_in()
 
     def step_out(self) -> None:
@@ -131,7 +143,12 @@ class Admission:
         """There is a place for a newcomer."""
         return self._running_max is None or (self.running < self._running_max and self.away < self._away_max)
 
-    async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
+    @property
+    def _newcomers(self) -> bool:
+        """Some wait."""
+        return bool(self._waiting or self._priority or self._background)
+
+    async def _wait(self, queue: _Queue) -> None:
         """Until whoever leaves hands a place over: it is counted as taken by then."""
         turn = asyncio.get_running_loop().create_future()
         queue.append(turn)
@@ -152,14 +169,34 @@ class Admission:
 
     def _next(self) -> asyncio.Future[None] | None:
         """Who is let in now; None: nobody. A turn that is done was cancelled this moment, and leaves the queue by itself."""
-        for queue, free in ((self._returning, self._room), (self._waiting, self._free), (self._background, self._free)):
-            if not free:
-                continue
-            for turn in queue:
-                if not turn.done():
-                    queue.remove(turn)
+        if self._room and (turn := _first(self._returning)) is not None:
+            return turn
+        if self._free:
+            for queue in self._order():
+                if (turn := _first(queue)) is not None:
+                    self._count(queue)
                     return turn
         return None
+
+    def _order(self) -> tuple[_Queue, ...]:
+        """Whose turn it is among newcomers. Priority is not everything: of so many places one goes to whoever waits longest without
+        it, so that a team that always asks for priority can't keep all others out."""
+        if self._in_a_row < PRIORITY_MAX:
+            return self._priority, self._waiting, self._background
+        return self._waiting, self._priority, self._background
+
+    def _count(self, queue: _Queue) -> None:
+        """A newcomer of `queue` was let in."""
+        self._in_a_row = self._in_a_row + 1 if queue is self._priority and self._waiting else 0
+
+
+def _first(queue: _Queue) -> asyncio.Future[None] | None:
+    """Takes the first turn out that is not done."""
+    for turn in queue:
+        if not turn.done():
+            queue.remove(turn)
+            return turn
+    return None
 
 
 class Place:
@@ -170,18 +207,21 @@ class Place:
     next one. One task at a time uses it.
     """
 
-    __slots__ = ("_admission", "_background", "_keep_s", "_leaving", "_state")
+    __slots__ = ("_admission", "_background", "_keep_s", "_leaving", "_priority", "_state")
 
-    def __init__(self, admission: Admission, *, background: bool, keep_s: float) -> None:
+    def __init__(
+        self, admission: Admission, *, background: bool = False, priority: bool = False, keep_s: float
+    ) -> None:
         self._admission = admission
         self._background = background
+        self._priority = priority
         self._keep_s = keep_s
         self._leaving: asyncio.TimerHandle | None = None
         self._state: Literal["outside", "inside", "away"] = "outside"
 
     async def __aenter__(self) -> Place:
         """Raises `AtCapacity` where the queue is full."""
-        await self._admission.enter(background=self._background)
+        await self._admission.enter(background=self._background, priority=self._priority)
         self._state = "inside"
         return self
 

@@ -50,7 +50,7 @@ def key_of(generation: Generation, *, model: str, fingerprint: str, team_id: str
         return None
     if any(message.has_image for message in generation.messages) and not _holds_its_images(generation):
         return None
-    asked = replace(generation, model=model, live=False, user=None, cache_key=None)
+    asked = replace(generation, model=model, live=False, user=None, cache_key=None, priority=False)
     return hashlib.sha256(repr((team_id, fingerprint, asked)).encode("utf-8", "surrogatepass")).digest()
 
 

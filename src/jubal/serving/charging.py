@@ -5,9 +5,10 @@ Most teams may owe as much as they like; for them nothing is held, and all this 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from functools import partial
+from typing import Final, TypeAlias, TypedDict
 
 from jubal.accounts import prices
 from jubal.accounts.credits import Terms
@@ -16,12 +17,17 @@ from jubal.accounts.keys import Caller
 from jubal.accounts.prices import Ceiling
 from jubal.accounts.tiers import Tiers
 from jubal.core.embedding import EmbeddingRequest
+from jubal.core.errors import OutOfCredit
 from jubal.core.generation import Generation
 from jubal.core.model import Model
 from jubal.core.money import Charge, Price
 from jubal.core.usage import Usage
 
 LEARNT_MAX = 10_000
+BYTES_PER_TOKEN_MAX: Final = 8
+"""Prompts with longer tokens on average are rare: credit that would need one is not worth an engine's count."""
+Count: TypeAlias = Callable[[Model, Generation], Awaitable[int | None]]
+"""Prompt tokens as the engine counts them, the most that any engine does that may answer; None where one can't tell."""
 
 
 @dataclass(slots=True)
@@ -58,11 +64,13 @@ class Charging:
         generation: Generation,
         window: Callable[[Model], int | None],
         request_id: str,
+        count: Count | None = None,
     ) -> tuple[Held, Generation]:
         """Sets aside the most that a generation may cost. Returns it with its answer bounded to what that pays for.
 
         window: tokens that no request for a model can exceed. Where the caller set no bound, the answer's is the tier's, or what
-        credit is left for.
+        credit is left for. count: what the engine counts of the prompt, at a price: only asked where credit is short, as the
+        bound that costs nothing takes each byte for a token.
 
         Raises `OutOfCredit`, `NotAllowed`, `StoreUnavailable`.
         """
@@ -70,7 +78,8 @@ class Charging:
         terms = tier.terms(caller.prepaid)
         if terms is None or self._credit is None:
             return Held(), generation
-        ceiling = prices.ceiling(
+        bound = partial(
+            prices.ceiling,
             generation,
             price,
             window=window(model),
@@ -78,15 +87,26 @@ class Charging:
             more_prompt=self._more_prompt.get(model.name, 0),
             more_answer=self._more_answer.get(model.name, 0),
         )
+        ceiling = bound()
         if not ceiling.ticks:
             return Held(), generation
-        hold = self._credit.try_hold(caller.team_id, ceiling.ticks, request_id) or await self._credit.hold(
-            caller.team_id, terms, ceiling.ticks, request_id, least=ceiling.least
-        )
+        hold = self._credit.try_hold(caller.team_id, ceiling.ticks, request_id)
+        if hold is None:
+            hold_of = partial(self._hold_of, self._credit, caller.team_id, terms, request_id)
+            if count is None or not prices.countable(generation):
+                hold = await hold_of(ceiling)
+            else:
+                hold, ceiling = await _hold_counted(hold_of, ceiling, bound, partial(count, model, generation))
         if not ceiling.bounded:
             tokens = ceiling.tokens_for(hold.ticks)
             generation = replace(generation, bounds=replace(generation.bounds, tokens_max=tokens))
         return Held(hold, ceiling), generation
+
+    async def _hold_of(
+        self, credit: Credit, team_id: str, terms: Terms, request_id: str, ceiling: Ceiling, *, patient: bool = True
+    ) -> Hold:
+        """Raises `OutOfCredit`, `StoreUnavailable`."""
+        return await credit.hold(team_id, terms, ceiling.ticks, request_id, least=ceiling.least, patient=patient)
 
     async def hold_embedding(self, caller: Caller, price: Price, request: EmbeddingRequest, request_id: str) -> Held:
         """As `hold`: a text has a token per byte of it at most, and a few around it."""
@@ -146,3 +166,24 @@ def costs(charge: Charge, tools: str | None, held: Held) -> Costs:
         "reserve_id": None if hold is None else hold.reserve_id,
         "drawn_ticks": None if hold is None else hold.drawn(total),
     }
+
+
+async def _hold_counted(
+    hold_of: Callable[..., Awaitable[Hold]],
+    ceiling: Ceiling,
+    bound: Callable[..., Ceiling],
+    count: Callable[[], Awaitable[int | None]],
+) -> tuple[Hold, Ceiling]:
+    """A hold by the bound that costs nothing, or, where credit is too short for that, by the engine's own count.
+
+    What could not be paid however few tokens the prompt had is refused without asking the engine. Raises `OutOfCredit`, ….
+    """
+    try:
+        return await hold_of(ceiling, patient=False), ceiling
+    except OutOfCredit as error:
+        available = error.available_ticks
+    if available is not None and available >= bound(counted=ceiling.prompt_tokens // BYTES_PER_TOKEN_MAX).least:
+        counted = await count()
+        if counted is not None and counted < ceiling.prompt_tokens:
+            ceiling = min(ceiling, bound(counted=counted), key=lambda one: one.ticks)
+    return await hold_of(ceiling), ceiling

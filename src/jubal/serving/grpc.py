@@ -426,7 +426,8 @@ class GrpcServer:
     async def _defer(self, rpc: _Rpc, body: bytes) -> bytes:
         caller = await self._caller(rpc)
         asked = await self._chat_asked(caller, self._whole, body)
-        admitted = self._admit(rpc, caller, self._whole.endpoint, asked.generation)
+        generation = replace(asked.generation, priority=False)  # nobody waits for it
+        admitted = self._admit(rpc, caller, self._whole.endpoint, generation)
         await self._deferred.submit(admitted, self._dialect, asked.body())
         await rpc.begin(admitted.ticket_headers())
         return asked.accepted(admitted.request_id)

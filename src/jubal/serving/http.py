@@ -51,7 +51,7 @@ from jubal.serving.peer import Peer
 from jubal.serving.pipeline import Admitted, ModelKind, Pipeline
 from jubal.wire import openai_errors, openai_models, rich_models, sse
 from jubal.wire.anthropic_messages import AnthropicMessages
-from jubal.wire.base import Asked, Dialect, ErrorReply, KeptDialect, WholeAsked, WholeDialect
+from jubal.wire.base import Asked, Dialect, ErrorReply, KeptDialect, WholeAsked, WholeDialect, rate_headers
 from jubal.wire.openai_embeddings import OpenAIEmbeddings
 from jubal.wire.openai_tokenize import OpenAITokenize
 
@@ -336,12 +336,17 @@ class HttpApp:
         await exchange.reply(200, b"", allowed, b"text/plain")
         return True
 
-    async def _fail(self, exchange: Exchange, reply: ErrorReply) -> None:
-        """Called where the error is handled: what is not the caller's fault is found in the log under the request's id."""
+    async def _fail(self, exchange: Exchange, reply: ErrorReply, admitted: Admitted | None = None) -> None:
+        """Called where the error is handled: what is not the caller's fault is found in the log under the request's id.
+
+        admitted: a request that its limits let in, and that was refused later; it counts all the same, and is told so.
+        """
         if reply.status == 500:
             log.exception("request failed by a fault of ours", request_id=exchange.id, path=exchange.path)
         elif reply.status > 500:
             log.info("request failed", request_id=exchange.id, path=exchange.path, status=reply.status, exc_info=True)
+        if admitted is not None:
+            reply = replace(reply, headers=(*reply.headers, *rate_headers(admitted.ticket.allowance)))
         await self._reply_error(exchange, reply)
 
     async def _reply_error(self, exchange: Exchange, reply: ErrorReply) -> None:
@@ -453,6 +458,7 @@ class HttpApp:
 
     def _generation_by(self, dialect: Dialect) -> Handler:
         async def handle(exchange: Exchange) -> None:
+            admitted = None
             try:
                 caller, body = await self._json_of_caller(exchange)
                 asked = dialect.parse(body)
@@ -467,24 +473,26 @@ class HttpApp:
                 events = self._pipeline.run(admitted)
                 await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
             except JubalError as error:
-                await self._fail(exchange, dialect.error(error))
+                await self._fail(exchange, dialect.error(error), admitted)
 
         return handle
 
     def _whole_generation_by(self, dialect: WholeDialect) -> Handler:
         async def handle(exchange: Exchange) -> None:
+            admitted = None
             try:
                 caller, body = await self._json_of_caller(exchange)
                 asked = dialect.parse(body)
                 admitted = self._admit(exchange, caller, dialect.endpoint, asked.generation, repeatable=True)
                 await self._whole(exchange, asked, admitted, self._pipeline.run(admitted))
             except JubalError as error:
-                await self._fail(exchange, dialect.error(error))
+                await self._fail(exchange, dialect.error(error), admitted)
 
         return handle
 
     def _kept_generation_by(self, dialect: KeptDialect, answers: Answers) -> Handler:
         async def handle(exchange: Exchange) -> None:
+            admitted = None
             try:
                 caller, body = await self._json_of_caller(exchange)
                 asked = dialect.parse(body)
@@ -497,7 +505,7 @@ class HttpApp:
                     events = answers.kept(events, asked, admitted)
                 await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
             except JubalError as error:
-                await self._fail(exchange, dialect.error(error))
+                await self._fail(exchange, dialect.error(error), admitted)
 
         return handle
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import parse_qs
@@ -18,9 +19,12 @@ from jubal.accounts import keys, ledger, teams
 from jubal.accounts.acl import ENDPOINTS
 from jubal.accounts.audit import Act
 from jubal.accounts.keys import Key
+from jubal.accounts.scopes import Scopes
+from jubal.accounts.team_limits import ALL, NO_RATES, Rates, TeamLimits
 from jubal.accounts.teams import Team
 from jubal.admin import actor, analytics, billing, log
 from jubal.admin import keys as admin_keys
+from jubal.admin import limits as admin_limits
 from jubal.admin import teams as admin_teams
 from jubal.admin.actor import Actor
 from jubal.admin.analytics import Query
@@ -143,7 +147,7 @@ class Own(Routes):
 
 
 class Management(Routes):
-    """For management keys. books: what the ledger says. now_us: microseconds since 1970."""
+    """For management keys. books: what the ledger says. scopes: what limits teams. now_us: microseconds since 1970."""
 
     def __init__(
         self,
@@ -151,6 +155,7 @@ class Management(Routes):
         door: Door,
         pipeline: Pipeline,
         books: Books,
+        scopes: Scopes,
         *,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -159,6 +164,7 @@ class Management(Routes):
         self._door = door
         self._pipeline = pipeline
         self._books = books
+        self._scopes = scopes
         self._now_us = now_us
         self._add_keys()
         self._add_billing()
@@ -173,6 +179,8 @@ class Management(Routes):
         self.add("POST", f"{of_key}/rotate", self._rotate)
         self.add("GET", f"{of_key}/propagation", self._propagation)
         self.add("GET", f"{of_team}/models", self._models)
+        self.add("GET", f"{of_team}/limits", self._team_limits)
+        self.add("PUT", f"{of_team}/limits", self._set_team_limit)
         self.add("GET", f"{of_team}/endpoints", self._endpoints)
         self.add("GET", "/auth/management-keys/validation", self._validation)
         self.add("GET", "/auth/teams", self._teams)
@@ -217,13 +225,13 @@ class Management(Routes):
     async def _create(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
         asked = await self._body(exchange, msgspec.json.Decoder(wire.CreateKey))
-        wire.refuse_qps(asked.qps)
         key, secret = await self._act(
             admin_keys.create,
             who,
             team_id=team_id,
             name=asked.name,
             acls=tuple(asked.acls or ()),  # without ACLs a key can do nothing (xai-api.md 2.2)
+            rps=wire.whole(asked.qps, "qps"),
             rpm=wire.whole(asked.qpm, "qpm"),
             tpm=wire.whole(asked.tpm, "tpm"),
             expires_us=_moment(asked.expire_time, "expireTime"),
@@ -329,18 +337,20 @@ class Management(Routes):
             wire.EndpointAcls(
                 [
                     wire.EndpointAcl(f"api-key:endpoint:{name}", _description(name), "api-key", "endpoint", name)
-                    for name in ("*", *sorted(ENDPOINTS))
+                    for name in ("*", *ENDPOINTS)
                 ]
             ),
         )
 
     async def _models(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
-        who.demand("ListPossibleModels")
-        who.demand_team(team_id)
+        team, limits = await self._read(admin_limits.on_models, who, team_id)
         cluster = wire.ClusterConfig(
             CLUSTER,
-            [_language_model(*offer) for offer in self._pipeline.offers("language")],
+            [
+                _language_model(model, weights, self._scopes.rates_on(model.name, team.tier, limits))
+                for model, weights in self._pipeline.offers("language")
+            ],
             [_embedding_model(*offer) for offer in self._pipeline.offers("embedding")],
             [],
             [],
@@ -363,6 +373,33 @@ class Management(Routes):
         )
         more = found[size - 1].id if len(found) > size else msgspec.UNSET
         await _answer(exchange, wire.AuditEvents([_event(act) for act in found[:size]], more))
+
+    # ------------------------------------------------------------------------------------------ limits
+
+    async def _team_limits(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        team, limits = await self._read(admin_limits.get, who, team_id)
+        models = sorted({*self._scopes.models, *limits.models, *limits.own} - {ALL})
+        await _answer(exchange, wire.TeamLimitList([self._limit(name, team, limits) for name in (ALL, *models)]))
+
+    async def _set_team_limit(self, exchange: Exchange, team_id: str) -> None:
+        who = await self._actor(exchange)
+        asked = await self._body(exchange, msgspec.json.Decoder(wire.SetTeamLimit))
+        model = asked.model
+        if model != ALL:
+            model = self._pipeline.offer(model, ("language", "embedding"))[0].name
+        rates = Rates(_rate(asked.rps, "rps"), _rate(asked.rpm, "rpm"), _rate(asked.tpm, "tpm"))
+        if rates == NO_RATES:
+            raise BadRequest("Which limit? Give `rps`, `rpm` or `tpm`.", param="rpm", code="missing_field")
+        await self._store.run(admin_limits.put_own, who, team_id, model, rates, now_us=self._now_us())
+        team, limits = await self._read(admin_limits.get, replace(who, acl=None), team_id)
+        await _answer(exchange, self._limit(model, team, limits))
+
+    def _limit(self, model: str, team: Team, limits: TeamLimits) -> wire.TeamLimit:
+        own = limits.own.get(model, NO_RATES)
+        rates = self._scopes.limits_of(None if model == ALL else model, team.tier, limits)
+        mine = wire.OwnLimits(wire.rate(own.rps), wire.rate(own.rpm), wire.rate(own.tpm))
+        return wire.TeamLimit(model, wire.rate(rates.rps), wire.rate(rates.rpm), wire.rate(rates.tpm), mine)
 
     # ------------------------------------------------------------------------------------------ billing
 
@@ -512,12 +549,17 @@ def _wrong(param: str, expected: str) -> BadRequest:
     return BadRequest(f"`{param}`: expected {expected}.", param=param, code="invalid_value")
 
 
+def _rate(text: str | int | None, param: str) -> int | None:
+    """A rate limit; 0 for none, None for what is not said. Raises `BadRequest` naming the parameter."""
+    return None if text is None else wire.whole(text, param) or 0
+
+
 def _moment(text: str | None, param: str) -> int | None:
     return None if not text else wire.microseconds(text, param)
 
 
 PARAMS: Final = {
-    **{"rpm": "qpm", "expires": "expireTime", "overlap": "oldSecretExpireTime", "key_id": "api_key_id"},
+    **{"rps": "qps", "rpm": "qpm", "expires": "expireTime", "overlap": "oldSecretExpireTime", "key_id": "api_key_id"},
     **{"timezone": "analyticsRequest.timeRange.timezone", "timeRange": "analyticsRequest.timeRange"},
 }
 
@@ -578,7 +620,7 @@ def _filters(texts: list[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for index, text in enumerate(texts):
         name, colon, value = text.removeprefix("NOT ").partition(":")
-        if name not in names or not colon or not value or value[0] in "<>":
+        if name not in names or not colon or not value or value[0] in "<>" or "\0" in value:
             raise _wrong(f"analyticsRequest.filters[{index}]", f"FIELD:VALUE with a field of {', '.join(names)}")
         where = ("not_" if text.startswith("NOT ") else "") + names[name]
         found[where] = (*found.get(where, ()), value)
@@ -606,7 +648,7 @@ def _key(key: Key, secret: str | None = None) -> wire.ApiKey:
         blocked=key.blocked,
         expire_time=None if key.expires_us is None else wire.stamp(key.expires_us),
         last_use_time=None if key.last_used_us is None else wire.stamp(key.last_used_us),
-        qps=None,
+        qps=key.rps,
         qpm=key.rpm,
         tpm=None if key.tpm is None else str(key.tpm),
         acl_strings=list(key.acls),
@@ -619,10 +661,10 @@ def _is_idle(key: Key, now_us: int) -> bool:
 
 
 def _description(endpoint: str) -> str:
-    return "Every endpoint." if endpoint == "*" else f"The {endpoint} endpoint."
+    return ENDPOINTS.get(endpoint, "Every endpoint.")
 
 
-def _language_model(model: Model, weights: Weights) -> wire.ClusterLanguageModel:
+def _language_model(model: Model, weights: Weights, rates: Rates) -> wire.ClusterLanguageModel:
     return wire.ClusterLanguageModel(
         name=model.name,
         version=weights.name,
@@ -632,8 +674,9 @@ def _language_model(model: Model, weights: Weights) -> wire.ClusterLanguageModel
         prompt_image_token_price=str(model.price.input if "image" in model.input and "image" in weights.input else 0),
         cached_prompt_token_price=str(model.price.cached_input),
         completion_text_token_price=str(model.price.output),
-        rpm="0",
-        tpm="0",
+        rps=wire.rate(rates.rps),
+        rpm=wire.rate(rates.rpm),
+        tpm=wire.rate(rates.tpm),
         cluster=CLUSTER,
         max_prompt_length=real_context(model, weights) or 0,
         aliases=list(model.aliases),

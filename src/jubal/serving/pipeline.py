@@ -53,6 +53,7 @@ from jubal.serving.breaker import Attempt, Breaker, never
 from jubal.serving.cache import Kept, Recorder, ResponseCache, key_of
 from jubal.serving.charging import Charging, Held, costs
 from jubal.serving.images import Images
+from jubal.wire.base import rate_headers
 
 log = structlog.get_logger("jubal.pipeline")
 
@@ -156,22 +157,16 @@ class Admitted:
         """Nobody waits for it: it gives way to requests that somebody waits for."""
         return self.usage_log is not None
 
+    @property
+    def priority(self) -> bool:
+        """It asks to go before others, and may be charged for that."""
+        return self.generation.priority and not self.background
+
     def ticket_headers(self) -> list[tuple[bytes, bytes]]:
-        headers = ticket_headers(self.ticket)
+        headers = rate_headers(self.ticket.allowance)
         if self.cache_key is not None:
             headers.append((b"x-jubal-cache", b"miss" if self.kept is None else b"hit"))
         return headers
-
-
-def ticket_headers(ticket: Ticket) -> list[tuple[bytes, bytes]]:
-    """x-ratelimit-* of what is limited (xai-api.md 3)."""
-    values = (
-        (b"x-ratelimit-limit-requests", ticket.limit_requests),
-        (b"x-ratelimit-remaining-requests", ticket.remaining_requests),
-        (b"x-ratelimit-limit-tokens", ticket.limit_tokens),
-        (b"x-ratelimit-remaining-tokens", ticket.remaining_tokens),
-    )
-    return [(name, b"%d" % value) for name, value in values if value is not None]
 
 
 ModelKind: TypeAlias = Literal["language", "embedding"]
@@ -332,11 +327,28 @@ class Pipeline:
         return await self.charging.hold(
             admitted.caller,
             admitted.model,
-            admitted.price,
+            admitted.price.for_priority() if admitted.priority else admitted.price,
             admitted.generation,
             self._window,
             admitted.request_id,
+            self._counted,
         )
+
+    async def _counted(self, model: Model, generation: Generation) -> int | None:
+        """Prompt tokens by the engine that counts most of those that may answer; None where one of them can't tell now.
+
+        Not below the estimate that an answer is charged by which was cut before its engine told.
+        """
+        most = 0
+        for name in (model.engine, *model.fallback):
+            engine = self.engines[name].engine
+            if not isinstance(engine, TokenCounter) or engine.status().state != "ready":
+                return None
+            try:
+                most = max(most, await engine.count(replace(generation, model=model.upstream)))
+            except JubalError:
+                return None
+        return max(most * max(1, len(generation.prompts)), estimate_prompt(generation))
 
     def _window(self, model: Model) -> int | None:
         """Tokens that no request for a model can exceed, whichever of its engines answers. None: not known."""
@@ -525,13 +537,14 @@ class Pipeline:
             if turn.model != model.upstream:
                 turn = replace(turn, model=model.upstream)
             asked = False
+            priority = admitted.priority and served.admission.bounded  # elsewhere there is nobody to go before
             try:
                 with served.breaker.attempt() as attempt:
-                    async with served.admission.door(background=admitted.background) as place:
+                    async with served.admission.door(background=admitted.background, priority=priority) as place:
                         attempt.check()
                         asked = True
                         await self._check_window(model, served.engine, turn)
-                        account.asks(name, weights.fingerprint)
+                        account.asks(name, weights.fingerprint, priority=priority)
                         async with aclosing(
                             loop.run(turn, served.engine, self.toolbox, _Seat(place, attempt))
                         ) as events:
@@ -540,7 +553,7 @@ class Pipeline:
                                     attempt.answered()
                                     account.started = True
                                     yield Started(
-                                        admitted.request_id, int(self._now()), model.name, weights.fingerprint
+                                        admitted.request_id, int(self._now()), model.name, weights.fingerprint, priority
                                     )
                                 yield event
                 return
@@ -586,7 +599,7 @@ class Pipeline:
             else:
                 self.charging.settled(work.held, 0)
         assert work.made is not None
-        return Embedded(model.name, work.made, price.cost_ticks(work.usage), ticket_headers(work.ticket))
+        return Embedded(model.name, work.made, price.cost_ticks(work.usage), rate_headers(work.ticket.allowance))
 
     async def _embed(self, request: EmbeddingRequest, work: _Embedding) -> None:
         """By the first engine of the model that can: its own, then its fallbacks."""
@@ -744,7 +757,7 @@ class _Account:
 
     __slots__ = (
         "_admitted", "_clock", "_ended_s", "_error", "_first_s", "_status", "_tally", "asked", "charge", "engine",
-        "free", "settled", "started", "usage", "uses", "weights",
+        "free", "priority", "settled", "started", "usage", "uses", "weights",
     )  # fmt: skip
 
     def __init__(self, admitted: Admitted, clock: Callable[[], float]) -> None:
@@ -759,6 +772,7 @@ class _Account:
         self.weights = ""
         self.asked = False
         self.free = False
+        self.priority = False
         self.started = False
         self.usage = NOTHING
         self.charge: Charge = NO_CHARGE
@@ -770,9 +784,9 @@ class _Account:
         """Tokens that are used until now, all kinds together."""
         return self._tally.usage(self._admitted.generation).total
 
-    def asks(self, engine: str, fingerprint: str) -> None:
+    def asks(self, engine: str, fingerprint: str, *, priority: bool = False) -> None:
         """An engine begins to work."""
-        self.asked, self.engine, self.weights = True, engine, fingerprint
+        self.asked, self.engine, self.weights, self.priority = True, engine, fingerprint, priority
 
     def see(self, event: Event) -> None:
         self._tally.see(event)
@@ -794,7 +808,8 @@ class _Account:
         if status == "ok" or self.started or unseen:
             self.usage = self._tally.usage(self._admitted.generation)
         free = status == "failed" or self.free
-        self.charge = NO_CHARGE if free else self._admitted.price.charge(self.usage, self.uses)
+        price = self._admitted.price.for_priority() if self.priority else self._admitted.price
+        self.charge = NO_CHARGE if free else price.charge(self.usage, self.uses)
         return self.charge.total
 
     def row(self, now_us: int) -> UsageRow:
@@ -819,5 +834,6 @@ class _Account:
             latency_us=int((self._ended_s - began) * 1e6),
             first_token_us=None if self._first_s is None else int((self._first_s - began) * 1e6),
             estimated=not self._tally.exact and usage != NOTHING,
+            service_tier="priority" if self.priority else None,
             **costs(self.charge, tools_text(admitted.price, self.uses), admitted.held),
         )

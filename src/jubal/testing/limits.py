@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from jubal.accounts.limits import Limiter, Scope, ScopeSet, Ticket
 from jubal.core.errors import TooFast
+from jubal.core.rates import Allowance
 
 
 class StepClock:
@@ -60,7 +61,7 @@ async def _refused(limiter: Limiter, scopes: ScopeSet, tokens: int = 0) -> TooFa
 async def _nothing_limits(limiter: Limiter, clock: StepClock, name: str) -> None:
     found = limiter.try_take((), 10**12)
     assert found is not None
-    assert (found.limit_requests, found.limit_tokens, found.open) == (None, None, False)
+    assert (found.allowance, found.open) == (Allowance(), False)
     limiter.give_back(found, 5)
 
 
@@ -83,9 +84,8 @@ async def _all_or_nothing(limiter: Limiter, clock: StepClock, name: str) -> None
     for _ in range(5):
         assert (await _refused(limiter, (key, team), 501)).message.startswith("Team of 500 tokens per minute")
     found = await _taken(limiter, (key, team), 100)
-    assert (found.limit_requests, found.remaining_requests) == (3, 2)
-    assert (found.limit_tokens, found.remaining_tokens) == (500, 400)
-    assert (await _taken(limiter, (key,), 100)).remaining_tokens == 800, "refused ones took nothing"
+    assert found.allowance == Allowance(3, 2, 500, 400)
+    assert (await _taken(limiter, (key,), 100)).allowance.remaining_tokens == 800, "refused ones took nothing"
 
 
 async def _the_one_that_takes_longest_tells(limiter: Limiter, clock: StepClock, name: str) -> None:
@@ -95,6 +95,20 @@ async def _the_one_that_takes_longest_tells(limiter: Limiter, clock: StepClock, 
     refused = await _refused(limiter, (fast, slow))
     assert refused.message.startswith("Slow of 1 requests per minute")
     assert refused.retry_after_s == 60.001
+    assert refused.allowance == Allowance(1, 0), "of the limit that refused"
+
+
+async def _a_refusal_tells_how_its_limit_stands(limiter: Limiter, clock: StepClock, name: str) -> None:
+    quick = Scope(f"{name}q", "Quick", rps=2, rpm=50, tpm=900)
+    wide = Scope(f"{name}w", "Wide", rpm=70, tpm=1000)
+    assert (await _taken(limiter, (quick, wide), 300)).allowance == Allowance(50, 49, 900, 600)
+    by_tokens = await _refused(limiter, (quick, wide), 601)
+    assert by_tokens.allowance == Allowance(50, 49, 900, 600), "600 are left, and it wants 601"
+    assert (await _taken(limiter, (quick, wide), 600)).allowance == Allowance(50, 48, 900, 0)
+    by_second = await _refused(limiter, (quick, wide))
+    assert by_second.allowance == Allowance(2, 0, 900, 0), "requests are those of the second, as that limit refused"
+    too_many = await _refused(limiter, (wide,), 1001)
+    assert too_many.allowance == Allowance(70, 68, 1000, 100)
 
 
 async def _more_than_the_limit_is_never_let_in(limiter: Limiter, clock: StepClock, name: str) -> None:
@@ -153,6 +167,7 @@ CHECKS: tuple[Check, ...] = (
     _each_kind_has_its_period,
     _all_or_nothing,
     _the_one_that_takes_longest_tells,
+    _a_refusal_tells_how_its_limit_stands,
     _more_than_the_limit_is_never_let_in,
     _what_is_given_back_can_be_taken_once,
     _what_was_used_on_top_is_owed,

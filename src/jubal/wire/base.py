@@ -10,6 +10,7 @@ from jubal.core.errors import JubalError
 from jubal.core.events import Event
 from jubal.core.fold import Completion
 from jubal.core.generation import Generation
+from jubal.core.rates import Allowance
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,17 @@ class ErrorReply:
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def rate_headers(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+    """x-ratelimit-* of what is limited, as whole numbers; there are no reset headers (xai-api.md 3)."""
+    values = (
+        (b"x-ratelimit-limit-requests", allowance.limit_requests),
+        (b"x-ratelimit-remaining-requests", allowance.remaining_requests),
+        (b"x-ratelimit-limit-tokens", allowance.limit_tokens),
+        (b"x-ratelimit-remaining-tokens", allowance.remaining_tokens),
+    )
+    return [(name, b"%d" % value) for name, value in values if value is not None]
 
 
 class Sealer(Protocol):

@@ -18,6 +18,7 @@ from jubal.wire.openai_schema import ALWAYS, refusals
 from jubal.wire.openapi import Answer, Operation, Schema
 
 MICRO: Final = 1_000_000
+STAMP_US_MAX: Final = 253_402_300_799_999_999
 CENT: Final = TICKS_PER_USD // 100
 REFUSED: Final = (*ALWAYS, core.BadRequest, core.NotFound)
 SENT: Final = (*REFUSED, core.Undecodable, core.BodyTooLarge, core.UnsupportedMedia)
@@ -27,7 +28,8 @@ SENT: Final = (*REFUSED, core.Undecodable, core.BodyTooLarge, core.UnsupportedMe
 
 
 def stamp(us: int) -> str:
-    """Microseconds since 1970 as `2026-01-05T09:12:44.120391Z`."""
+    """Microseconds since 1970 as `2026-01-05T09:12:44.120391Z`. What is beyond the calendar is told as its end."""
+    us = min(us, STAMP_US_MAX)
     return datetime.fromtimestamp(us // MICRO, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{us % MICRO:06}Z"
 
 
@@ -222,7 +224,7 @@ FIELDS: Final = {
 
 
 def changes_of(asked: _UpdateKey) -> dict[str, Any]:
-    """What a patch changes, in the words of the accounts: name, acls, rpm, tpm, expires_us, disabled.
+    """What a patch changes, in the words of the accounts: name, acls, rps, rpm, tpm, expires_us, disabled.
 
     With a mask: its fields, and one that the body does not hold is cleared. Without: the fields of the body. Raises `BadRequest`
     naming the field.
@@ -257,8 +259,7 @@ def _change(name: str, value: Any) -> dict[str, Any]:
         case "acls" | "acl_strings":
             return {"acls": tuple(value or ())}
         case "qps":
-            refuse_qps(value)
-            return {}
+            return {"rps": whole(value, "apiKey.qps")}
         case "qpm":
             return {"rpm": whole(value, "apiKey.qpm")}
         case "tpm":
@@ -266,14 +267,6 @@ def _change(name: str, value: Any) -> dict[str, Any]:
         case "disabled":
             return {"disabled": bool(value)}
     return {"expires_us": None if not value else microseconds(value, "apiKey.expireTime")}
-
-
-def refuse_qps(qps: int | None) -> None:
-    """Raises `BadRequest` for a limit per second."""
-    if qps:
-        raise BadRequest(
-            "This server limits requests by the minute: give `qpm`.", param="qps", code="unsupported_parameter"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- models
@@ -286,7 +279,8 @@ class Features(msgspec.Struct, rename="camel"):
 
 
 class ClusterLanguageModel(msgspec.Struct, rename="camel"):
-    """Prices: ticks (1e-10 US dollars) for each token. "0": no limit."""
+    """Prices: ticks (1e-10 US dollars) for each token. rps, rpm, tpm: the most that the team may do with this model, by its limits
+    on the model and on all models; "0": no limit."""
 
     name: str
     version: str
@@ -296,6 +290,7 @@ class ClusterLanguageModel(msgspec.Struct, rename="camel"):
     prompt_image_token_price: str
     cached_prompt_token_price: str
     completion_text_token_price: str
+    rps: str
     rpm: str
     tpm: str
     cluster: str
@@ -325,6 +320,50 @@ class ClusterConfig(msgspec.Struct, rename="camel"):
 
 class ClusterConfigs(msgspec.Struct, rename="camel"):
     cluster_configs: list[ClusterConfig]
+
+
+# ---------------------------------------------------------------------------------------------------------------- limits
+
+
+class OwnLimits(msgspec.Struct):
+    """What the team set itself. "0": nothing."""
+
+    rps: str
+    rpm: str
+    tpm: str
+
+
+class TeamLimit(msgspec.Struct):
+    """model: a public name, or * for all models together. rps, rpm, tpm: what holds; "0": no limit."""
+
+    model: str
+    rps: str
+    rpm: str
+    tpm: str
+    own: OwnLimits
+
+
+class TeamLimitList(msgspec.Struct):
+    """That of all models first."""
+
+    limits: list[TeamLimit]
+
+
+class _SetTeamLimit(msgspec.Struct):
+    """What is absent stays as it was. "0": nothing."""
+
+    model: str = "*"
+    rps: str | int | None = None
+    rpm: str | int | None = None
+    tpm: str | int | None = None
+
+
+SetTeamLimit = _SetTeamLimit
+
+
+def rate(limit: int | None) -> str:
+    """A rate limit as this API writes it."""
+    return str(limit or 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------- audit
@@ -665,6 +704,24 @@ OPERATIONS: Final = (
         "The models that ACLs may name",
         "Management",
         ClusterConfigs,
+    ),
+    _operation(
+        "GET",
+        "/auth/teams/{team_id}/limits",
+        "listTeamLimits",
+        "The rate limits of a team",
+        "Management",
+        TeamLimitList,
+    ),
+    _operation(
+        "PUT",
+        "/auth/teams/{team_id}/limits",
+        "setTeamLimit",
+        "Limit one's own team: never to more than it was given",
+        "Management",
+        TeamLimit,
+        body=_SetTeamLimit,
+        example={"model": "grok-4", "rpm": "600", "tpm": "100000"},
     ),
     _operation(
         "GET",

@@ -50,7 +50,7 @@ from jubal.core.server_tools import ServerTool
 from jubal.wire import openai_errors, server_tools, sse
 from jubal.wire.base import ErrorReply
 from jubal.wire.decode import decode, within
-from jubal.wire.openai_sampling import choices, sampling, tokens_bound
+from jubal.wire.openai_sampling import choices, sampling, tier_of, tokens_bound, wants_priority
 
 # ---------------------------------------------------------------------------------------------- the request
 
@@ -221,6 +221,7 @@ def _generation(asked: _Request) -> Generation:
         choices=choices(asked.n),
         live=bool(asked.stream),
         user=asked.safety_identifier or asked.user,
+        priority=wants_priority(asked.service_tier) and not asked.deferred,
         cache_key=asked.prompt_cache_key,
         tools=_tools(asked),
         output=_output(asked.response_format),
@@ -521,10 +522,6 @@ def _likely_body(likely: Likely) -> dict[str, object]:
     return {"token": likely.token, "logprob": likely.logprob, "bytes": raw}
 
 
-SERVICE_TIER: Final = "default"
-"""The tier that every request is served in, whichever was asked for: there is no other (xai-api.md 6.1, 24)."""
-
-
 class ChatRenderer:
     """One streamed answer as chat.completion.chunk frames. with_tier: each tells the service tier.
 
@@ -540,7 +537,7 @@ class ChatRenderer:
         with_tier: bool = False,
     ) -> None:
         self._include_usage = include_usage
-        self._tier = b',"service_tier":%b' % _encode(SERVICE_TIER) if with_tier else b""
+        self._with_tier = with_tier
         self._with_outputs = with_outputs
         self._with_citations = with_citations
         self._head = b""
@@ -589,7 +586,8 @@ class ChatRenderer:
             b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[{"index":'
             % (start.id.encode(), start.created, _encode(start.model))
         )
-        self._tail = b',"system_fingerprint":%b%b}\n\n' % (_encode(start.fingerprint), self._tier)
+        tier = b',"service_tier":%b' % _encode(tier_of(start)) if self._with_tier else b""
+        self._tail = b',"system_fingerprint":%b%b}\n\n' % (_encode(start.fingerprint), tier)
         return b""
 
     def _delta(self, choice: int, delta: dict[str, object], logprobs: tuple[TokenLogprob, ...] = ()) -> bytes:
@@ -688,7 +686,7 @@ class ChatAsked:
                 ],
                 "usage": usage_body(completion),
                 "system_fingerprint": completion.fingerprint,
-                "service_tier": SERVICE_TIER,
+                "service_tier": tier_of(completion),
                 **_served_body(completion, with_citations=self._with_citations),
             }
         )

@@ -13,7 +13,7 @@ import msgspec
 
 from jubal.core import errors
 from jubal.wire import sse
-from jubal.wire.base import ErrorReply
+from jubal.wire.base import ErrorReply, rate_headers
 
 
 class Shape(NamedTuple):
@@ -72,6 +72,8 @@ def reply(error: errors.JubalError) -> ErrorReply:
             headers.append((b"www-authenticate", b"Bearer"))
         case errors.MethodNotAllowed(allowed=allowed):
             headers.append((b"allow", ", ".join(allowed).encode()))
+        case errors.TooFast(allowance=allowance) if allowance is not None:
+            headers += rate_headers(allowance)
         case errors.OutOfCredit():
             headers.append((b"x-should-retry", b"false"))  # the official SDKs try every 429 again
         case errors.AtCapacity():

@@ -49,7 +49,6 @@ from jubal.wire.openai_chat import (
     EFFORTS,
     LOGPROBS_MAX,
     ROLES,
-    SERVICE_TIER,
     TOOL_NAME,
     TOOL_NAME_MAX,
     TOOLS_MAX,
@@ -57,7 +56,7 @@ from jubal.wire.openai_chat import (
     is_of_objects,
     logprobs_content,
 )
-from jubal.wire.openai_sampling import TOKENS_MAX, sampling, tokens_bound
+from jubal.wire.openai_sampling import TOKENS_MAX, sampling, tier_of, tokens_bound, wants_priority
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -196,6 +195,7 @@ def _generation(asked: _Request, messages: tuple[Message, ...]) -> Generation:
         bounds=Bounds(tokens_max, asked.max_turns or generation.TURNS_MAX),
         live=bool(asked.stream),
         user=asked.safety_identifier or asked.user,
+        priority=wants_priority(asked.service_tier),
         cache_key=asked.prompt_cache_key,
         tools=tools,
         output=_output(asked.text),
@@ -580,6 +580,7 @@ class ResponsesRenderer:
             "incomplete_details": {"reason": reason} if reason else None,
             "error": error,
             **self._wishes.echo,
+            "service_tier": tier_of(start),
             "metadata": {**self._wishes.echo["metadata"], "system_fingerprint": start.fingerprint},
         }
 
@@ -848,7 +849,7 @@ class ResponsesAsked:
             "prompt_cache_key": asked.prompt_cache_key,
             "reasoning": {"effort": effort, "summary": "detailed" if effort not in (None, "none") else None},
             "safety_identifier": asked.safety_identifier,
-            "service_tier": SERVICE_TIER,
+            "service_tier": "default",
             "store": self.keep,
             "temperature": asked.temperature,
             "top_p": asked.top_p,
@@ -877,7 +878,7 @@ def _hidden(item: dict[str, Any], outputs: dict[str, str]) -> dict[str, str]:
 
 def _events_of(completion: Completion) -> Iterator[Event]:
     """A whole answer as the events that it was made of."""
-    yield Started(completion.id, completion.created, completion.model, completion.fingerprint)
+    yield Started(completion.id, completion.created, completion.model, completion.fingerprint, completion.priority)
     choice = completion.choices[0]
     yield from choice.events()
     yield Finished(

@@ -23,6 +23,23 @@ RANGES: Final[dict[str, tuple[int, int]]] = {
 """Of fields that take a number, both ends included (xai-api.md 6.1)."""
 
 
+def wants_priority(service_tier: str | None) -> bool:
+    """Any other text is the default tier (xai-api.md 6.1)."""
+    return service_tier in ("priority", "fast")
+
+
+def tier_of(served: Served) -> str:
+    """The service tier as an answer tells it: what was given, whatever was asked for."""
+    return "priority" if served.priority else "default"
+
+
+class Served(Protocol):
+    """An answer."""
+
+    @property
+    def priority(self) -> bool: ...
+
+
 class Sampled(Protocol):
     """A body with these fields; None means unset."""
 

@@ -182,7 +182,9 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None
 
 
-ServiceTier: TypeAlias = Annotated[Literal["default"], Meta(description="Whichever was asked for: there is no other.")]
+ServiceTier: TypeAlias = Annotated[
+    Literal["default", "priority"], Meta(description="The one that was given, and is charged.")
+]
 
 
 class ChatCompletion(msgspec.Struct):

@@ -66,7 +66,7 @@ SEALED: Final = frozenset({"web_search", "x_search"})
 class Wishes:
     """What of an answer is told. clear, sealed: of which tools the outputs are told, and how. reasoning: sealed as well.
 
-    verbose: chunks that hold usage only, too. citations: all sources met, at the end.
+    verbose: chunks that hold usage only, too. citations: all sources met, at the end. tier: in which the answer was served.
     """
 
     clear: frozenset[ToolKind] = frozenset()
@@ -74,7 +74,7 @@ class Wishes:
     reasoning: bool = False
     verbose: bool = False
     citations: bool = True
-    service_tier: int = 0
+    tier: bool = False
 
     @classmethod
     def of(cls, asked: Proto) -> Wishes:
@@ -87,7 +87,7 @@ class Wishes:
             asked.use_encrypted_content,
             chat.INCLUDE_OPTION_VERBOSE_STREAMING in asked.include,
             search is None or search.return_citations,
-            usage.SERVICE_TIER_DEFAULT if asked.service_tier else 0,
+            bool(asked.service_tier),
         )
 
 
@@ -398,8 +398,9 @@ def _one_of(deltas: list[TextDelta]) -> TextDelta:
 
 
 def head(start: Started | Completion, wishes: Wishes, kind: Callable[..., Proto]) -> Proto:
+    tier = usage.SERVICE_TIER_PRIORITY if start.priority else usage.SERVICE_TIER_DEFAULT
     message = kind(
-        id=start.id, model=start.model, system_fingerprint=start.fingerprint, service_tier=wishes.service_tier
+        id=start.id, model=start.model, system_fingerprint=start.fingerprint, service_tier=tier if wishes.tier else 0
     )
     message.created.seconds = start.created
     return message

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Final
 
 from jubal.core import errors
-from jubal.wire.base import ErrorReply
+from jubal.wire.base import ErrorReply, rate_headers
 
 
 class Code(IntEnum):
@@ -64,6 +64,8 @@ def reply(error: errors.JubalError) -> ErrorReply:
         headers.append((b"x-error-code", error.code.encode()))
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    if isinstance(error, errors.TooFast) and error.allowance is not None:
+        headers += rate_headers(error.allowance)
     message = error.message
     if error.param is not None and error.param not in message:  # a status has no other place for it
         message += f" (field `{error.param}`)"

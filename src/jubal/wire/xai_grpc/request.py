@@ -26,7 +26,7 @@ from jubal.wire.decode import within
 from jubal.wire.openai_chat import LOGPROBS_MAX, TURNS_MAX
 from jubal.wire.openai_sampling import choices, sampling, tokens_bound
 from jubal.wire.xai_grpc.decode import number, optional, wrong
-from jubal.wire.xai_grpc.pb import Proto, chat, image
+from jubal.wire.xai_grpc.pb import Proto, chat, image, usage
 from jubal.wire.xai_grpc.tools import json_object, tools
 
 STOPS_MAX: Final = 8
@@ -99,6 +99,7 @@ def generation_of(asked: Proto, messages: tuple[Message, ...], *, live: bool) ->
         logprobs=logprobs(asked),
         reasoning=_effort(asked),
         inline_citations=chat.INCLUDE_OPTION_INLINE_CITATIONS in asked.include,
+        priority=asked.service_tier == usage.SERVICE_TIER_PRIORITY,
     )
 
 
