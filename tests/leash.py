@@ -1,0 +1,50 @@
+"""Runs Jubal, or another program, so that it ends with the test process, however that ends.
+
+    python leash.py serve --port 8001        `jubal serve`, whose standard input is a pipe that the tests hold open
+    python leash.py --program /bin/redis …   any program, ended by the kernel (Linux)
+
+A server is started in a session of its own, so that Ctrl-C and the like are for pytest alone: nothing else would end it when
+pytest is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import threading
+from functools import cache
+
+_PR_SET_PDEATHSIG = 1
+
+
+@cache
+def held() -> int:
+    """What to give as standard input: it ends when the process that calls this ends, since nobody else has the other side."""
+    read, _ = os.pipe()
+    return read
+
+
+def main() -> None:
+    if sys.argv[1] == "--program":
+        if sys.platform == "linux":  # survives the call below. The "parent" is the thread that started us
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606
+    ours = os.dup(0)  # not inheritable
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    threading.Thread(target=_end_with, args=(ours,), daemon=True).start()
+    runpy.run_module("jubal", run_name="__main__", alter_sys=True)
+
+
+def _end_with(pipe: int) -> None:
+    while os.read(pipe, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)  # its children end with it: tests/flow/test_faults.py
+
+
+if __name__ == "__main__":
+    main()
