@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import signal
@@ -44,6 +45,7 @@ from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
 from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import ResponseCache
+from jubal.serving.certificates import CertificateFault, Certificates
 from jubal.serving.charging import Charging
 from jubal.serving.connection import Connection, Deadlines
 from jubal.serving.cors import Cors
@@ -380,7 +382,7 @@ class Jubal:
     watch: Watch
     door: Door
     http: HttpApp
-    tls: ssl.SSLContext | None = None
+    tls: Certificates | None = None
     memory: ModelMemory | None = None
     retention: Retention | None = None
     grpc: Place | None = None
@@ -447,7 +449,7 @@ class Jubal:
 
 def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     """Puts the parts together. Raises `ConfigError`, `StoreUnavailable`."""
-    tls = tls_context(settings)
+    tls = make_certificates(settings)
     models = catalogue.build(settings)
     embedding_models = catalogue.embedding_models(settings)
     _check_one_ability(settings, models, embedding_models)
@@ -536,46 +538,15 @@ def trusted_proxies(settings: config.Settings) -> TrustedProxies:
         raise config.ConfigError(f"{settings.file}: server.trusted_proxies: {error}.") from None
 
 
-def tls_context(settings: config.Settings) -> ssl.SSLContext | None:
-    """For TLS 1.2 and later with the configured certificate; None without one. Raises `ConfigError` naming the file at fault."""
-    files = settings.tls_files
-    if files is None:
+def make_certificates(settings: config.Settings) -> Certificates | None:
+    """The configured certificate; None where there is none. Raises `ConfigError` naming the file at fault."""
+    if settings.tls_files is None:
         return None
-    for key, file in zip(("tls_cert", "tls_key"), files, strict=True):
-        try:
-            text = file.read_bytes()
-        except OSError as error:
-            raise config.ConfigError(
-                f"{settings.file}: server.{key}: {file} can't be read: {error.strerror}."
-            ) from None
-        if b"-----BEGIN " not in text:
-            raise config.ConfigError(f"{settings.file}: server.{key}: {file} is not a PEM file.")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(*files, password=_no_passphrase)
-    except (ssl.SSLError, OSError, _Encrypted) as error:
-        raise config.ConfigError(f"{settings.file}: server.tls_cert, server.tls_key: {_tls_fault(error)}") from None
-    return context
-
-
-class _Encrypted(Exception):
-    """The key has a passphrase. Without this, OpenSSL would ask for it on the terminal."""
-
-
-def _no_passphrase() -> str:
-    raise _Encrypted
-
-
-def _tls_fault(error: Exception) -> str:
-    match error:
-        case _Encrypted():
-            return "the key is encrypted; `openssl pkey -in KEY -out PLAIN` makes one that can be read without a passphrase."
-        case ssl.SSLError(reason="KEY_VALUES_MISMATCH"):
-            return "the key does not belong to the certificate."
-        case _:
-            return f"this is no certificate chain with its key: {getattr(error, 'reason', None) or error}."
+        return Certificates(*settings.tls_files)
+    except CertificateFault as fault:
+        where = ", ".join(f"server.{setting}" for setting in fault.at)
+        raise config.ConfigError(f"{settings.file}: {where}: {fault}") from None
 
 
 def _grpc_line(store: Store, sealer: FernetSealer) -> KeptLine:
@@ -598,6 +569,7 @@ def make_grpc(jubal: Jubal) -> GrpcServer:
         GRPC_DIALECT,
         health=lambda: health(jubal.pipeline)[0] == 200,
         door=jubal.door,
+        certificates=jubal.tls,
     )
 
 
@@ -659,7 +631,8 @@ def bind(host: str, port: int) -> socket.socket:
 async def serve(
     jubal: Jubal, listener: socket.socket, *, grpc: Place | None = None, on_ready: Callable[[], None]
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains, settles and returns. A second signal ends the drain at once.
+    """Serves until SIGTERM or SIGINT, then drains, settles and returns. A second signal ends the drain at once. SIGHUP reads the
+    TLS files again.
 
     grpc: where the gRPC API listens; None: nowhere.
     on_ready is called when every engine is ready and requests are taken.
@@ -680,7 +653,7 @@ async def serve(
             loop="none",
             http=cast("type[asyncio.Protocol]", protocol),
             ws="none",
-            ssl_context_factory=None if tls is None else partial(_given, tls),
+            ssl_context_factory=None if tls is None else partial(_given, tls.context),
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -713,8 +686,18 @@ async def serve(
             rpc.drain(settings.drain_s + DRAIN_GRACE_S)
         loop.call_later(settings.drain_s, stop_now)
 
+    def hung_up() -> None:
+        """The terminal is gone, and with it who started the server; without one it is the word for "read your files again"."""
+        if _has_terminal():
+            stop()
+        elif tls is not None:
+            tls.look()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
+    if tls is not None:
+        tls.watch()
     await jubal.start()
     if rpc is not None and grpc is not None:
         try:
@@ -731,6 +714,8 @@ async def serve(
         watcher.cancel()
         if rpc is not None:
             await rpc.close()
+        if tls is not None:
+            await tls.close()
         await jubal.close()
 
 
@@ -740,6 +725,19 @@ def _forget_generators() -> None:
     What it keeps the list for is to close those that are open when it ends; here each is closed by who began it.
     """
     sys.set_asyncgen_hooks(firstiter=None)
+
+
+def _has_terminal() -> bool:
+    """Asked at the signal, when the terminal may be gone: a file that was one is still told from others by its error."""
+    for number in (0, 1, 2):
+        try:
+            os.tcgetpgrp(number)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return True
+        else:
+            return True
+    return False
 
 
 M_MMAP_THRESHOLD: Final = -3

@@ -164,11 +164,10 @@ def _grpc_place(settings: config.Settings) -> Place | None:
     # Said before the library is loaded: it would print a line for every process that is started while it works.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     port = server.grpc_port or config.GRPC_PORT
-    tls = _tls(settings)
     from jubal.serving.places import place
 
     try:
-        return place(server.host, port, tls, required=server.grpc_port is not None)
+        return place(server.host, port, required=server.grpc_port is not None)
     except OSError as error:
         why = "is already in use" if error.errno == errno.EADDRINUSE else f"can't be had: {error.strerror}"
         if server.grpc_port is None:
@@ -177,17 +176,6 @@ def _grpc_place(settings: config.Settings) -> Place | None:
         raise CommandError(
             f"gRPC port {port} {why} on {server.host}. Take another with --grpc-port; --grpc-port 0 serves no gRPC."
         ) from None
-
-
-def _tls(settings: config.Settings) -> tuple[bytes, bytes] | None:
-    """Key and certificate chain in PEM. Raises `ConfigError`."""
-    from jubal import app
-
-    files = settings.tls_files
-    if files is None or app.tls_context(settings) is None:  # which says what is wrong with the files
-        return None
-    cert, key = files
-    return key.read_bytes(), cert.read_bytes()
 
 
 def _fetch_models(settings: config.Settings) -> float:
@@ -310,7 +298,7 @@ class _Shown:
         url = base_url(server, self.port)
         print(f"\nJubal serves {url}", flush=True)
         if (grpc := self.jubal.grpc) is not None:
-            print(f"and gRPC on {', '.join(grpc.addresses)}{' with TLS' if grpc.tls else ''}")
+            print(f"and gRPC on {', '.join(grpc.addresses)}{' with TLS' if self.jubal.tls else ''}")
         print(flush=True)
         self._models()
         print(f"\n{self._key()}\n")
@@ -377,10 +365,13 @@ class _Shown:
 
 @contextmanager
 def _whoever_reads() -> Iterator[None]:
-    """A reader of our output that left, as in `jubal serve | head`, is no reason to stop serving."""
+    """A reader of our output that left, as in `jubal serve | head`, or a terminal that was closed, is no reason to stop serving,
+    nor for a traceback that nobody reads."""
     try:
         yield
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         drop_stdout()
 
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to listen. tls: key and certificate chain in PEM; None: plaintext. required: go on without it, or don't."""
+    """Where to listen. required: go on without it, or don't."""
 
     hosts: tuple[str, ...]
     port: int
-    tls: tuple[bytes, bytes] | None = None
     required: bool = True
 
     @property
@@ -23,7 +22,7 @@ class Place:
             yield f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
-def place(host: str, port: int, tls: tuple[bytes, bytes] | None = None, *, required: bool = True) -> Place:
+def place(host: str, port: int, *, required: bool = True) -> Place:
     """Where a server with this host listens: for IPv4's loopback on `::1` too, where there is one, as the SDK connects to
     `localhost`. All of IPv4's addresses are all of IPv6's too: the library has it so.
 
@@ -39,7 +38,7 @@ def place(host: str, port: int, tls: tuple[bytes, bytes] | None = None, *, requi
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise
-    return Place(tuple(hosts), port, tls, required)
+    return Place(tuple(hosts), port, required)
 
 
 def _probe(host: str, port: int) -> None:
