@@ -31,7 +31,7 @@ def main() -> None:
     if sys.argv[1] == "--program":
         if sys.platform == "linux":  # survives the call below. The "parent" is the thread that started us
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606
+        os.execv(sys.argv[2], sys.argv[2:])
     ours = os.dup(0)  # not inheritable
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)

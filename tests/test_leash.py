@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 PATIENCE_S = 60.0
+OPTIONS = ("-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull)
 INNER = """
 import os, pathlib, time
 from tests.redis_server import redis_server
@@ -35,8 +36,15 @@ def test_what_tests_have_started_ends_with_them(tmp_path: Path, number: int) -> 
     (tmp_path / "test_inner.py").write_text(INNER)
     started = tmp_path / "started"
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull]
-        + ["--rootdir", str(tmp_path), "--basetemp", str(tmp_path / "base"), str(tmp_path / "test_inner.py")],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *OPTIONS,
+            "--basetemp",
+            str(tmp_path / "base"),
+            str(tmp_path / "test_inner.py"),
+        ],
         cwd=root,
         env={**os.environ, "STARTED": str(started)},
         stdout=subprocess.PIPE,

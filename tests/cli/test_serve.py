@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cli.conftest import Cli
 from tests import leash
+from tests.cli.conftest import Cli
 from tests.server import ECHO, LEASHED, environment, free_port
 
 READY_S = 20
