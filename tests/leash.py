@@ -1,6 +1,7 @@
 """Runs Jubal, or another program, so that it ends with the test process, however that ends.
 
     python leash.py serve --port 8001        `jubal serve`, whose standard input is a pipe that the tests hold open
+    FAULTS=jubal.m:C.f python leash.py …     the same, where these functions raise what tells all they were given
     python leash.py --program /bin/redis …   any program, ended by the kernel (Linux)
 
 A server is started in a session of its own, so that Ctrl-C and the like are for pytest alone: nothing else would end it when
@@ -10,12 +11,14 @@ pytest is killed.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import runpy
 import signal
 import sys
 import threading
 from functools import cache
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
@@ -37,6 +40,8 @@ def main() -> None:
     os.dup2(empty, 0)
     os.close(empty)
     threading.Thread(target=_end_with, args=(ours,), daemon=True).start()
+    for name in filter(None, os.environ.pop("FAULTS", "").split(",")):
+        _break(name)
     runpy.run_module("jubal", run_name="__main__", alter_sys=True)
 
 
@@ -44,6 +49,21 @@ def _end_with(pipe: int) -> None:
     while os.read(pipe, 4096):
         pass
     os.kill(os.getpid(), signal.SIGKILL)  # its children end with it: tests/flow/test_faults.py
+
+
+def _break(name: str) -> None:
+    """From now on this function raises an exception that nobody has foreseen, with all secrets that it can get at."""
+    module, _, path = name.partition(":")
+    *owners, last = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        told = [vars(one) if hasattr(one, "__dict__") else one for one in args]
+        raise RuntimeError(f"forced in {last}: {told!r} {kwargs!r}")
+
+    setattr(owner, last, fail)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,11 @@ def serve(
         from jubal import app
         from jubal.accounts.store import Store
         from jubal.cli import logs
+        from jubal.core import hiding
 
-        logs.configure(log_level.value)
-        logs.configure_libraries()
+        secrets = hiding.sure(config.secrets(settings))
+        logs.configure(log_level.value, secrets)
+        logs.configure_libraries(secrets)
         with Store.open(settings.store_url) as store:
             jubal = app.build(settings, store=store)
             began_s += _fetch_models(settings)
