@@ -1,6 +1,7 @@
 """Runs Jubal, or another program, so that it ends with the test process, however that ends.
 
     python leash.py serve --port 8001        `jubal serve`, whose standard input is a pipe that the tests hold open
+    CLOCK=FILE python leash.py …             the same, its clock put forward by the seconds in the file, read each time
     FAULTS=jubal.m:C.f python leash.py …     the same, where these functions raise what tells all they were given
     python leash.py --program /bin/redis …   any program, ended by the kernel (Linux)
 
@@ -17,7 +18,9 @@ import runpy
 import signal
 import sys
 import threading
+import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -40,6 +43,8 @@ def main() -> None:
     os.dup2(empty, 0)
     os.close(empty)
     threading.Thread(target=_end_with, args=(ours,), daemon=True).start()
+    if clock := os.environ.pop("CLOCK", ""):
+        _shift(Path(clock))
     for name in filter(None, os.environ.pop("FAULTS", "").split(",")):
         _break(name)
     runpy.run_module("jubal", run_name="__main__", alter_sys=True)
@@ -49,6 +54,17 @@ def _end_with(pipe: int) -> None:
     while os.read(pipe, 4096):
         pass
     os.kill(os.getpid(), signal.SIGKILL)  # its children end with it: tests/flow/test_faults.py
+
+
+def _shift(file: Path) -> None:
+    """As when somebody sets the machine's clock: only the time of day jumps, not the monotonic one."""
+    seconds, nanoseconds = time.time, time.time_ns
+
+    def shift_s() -> int:
+        return int(file.read_text() or 0)
+
+    time.time = lambda: seconds() + shift_s()
+    time.time_ns = lambda: nanoseconds() + shift_s() * 10**9
 
 
 def _break(name: str) -> None:

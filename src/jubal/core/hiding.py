@@ -16,7 +16,7 @@ SURE_CHARS_MIN: Final = 12
 
 _FORMS: Final = re.compile(
     r"(?i)(?P<scheme>\b(?:bearer|basic)\s+)[^\s\"'\\,;)}\]]{6,}"
-    r"|(?P<place>[a-z][a-z0-9+.-]*://)[^\s/@\"'\\]*@"
+    r"|(?P<place>[a-z][a-z0-9+.-]*://)[^\s/@\"'\\]*(?=@)"
     r"|(?P<prefix>\bxai-)[A-Za-z0-9_-]{16,}"
 )
 """What is a secret by its form: of an Authorization header, before the host in a URL, a key of Jubal's or xAI's."""

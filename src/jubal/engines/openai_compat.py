@@ -8,6 +8,7 @@ openai_text.py instead of the first layer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import codecs
 import hashlib
 import json
@@ -709,7 +710,7 @@ def upstream_secrets(api_key: str | None, base_url: str) -> Concealed:
     url = URL(base_url)
     basic = None
     if url.password is not None:
-        basic = aiohttp.BasicAuth(url.user or "", url.password).encode().removeprefix("Basic ")
+        basic = base64.b64encode(f"{url.user or ''}:{url.password}".encode("latin-1", "replace")).decode()
     return Concealed(api_key, url.password, url.raw_password, basic)
 
 

@@ -147,7 +147,8 @@ class McpSession:
                 raise
             except BaseException as error:  # noqa: BLE001  groups of errors too: the library's tasks end in them
                 if ready.done():
-                    log.info("an MCP server's connection ended badly", label=self._wanted.label, error=hide(_said(error), self._secrets()))
+                    said = hide(_said(error), self._secrets())
+                    log.info("an MCP server's connection ended badly", label=self._wanted.label, error=said)
                     return
                 failure = failure or error
         if not ready.done():
@@ -190,7 +191,7 @@ class McpSession:
 
     def _secrets(self) -> tuple[str, ...]:
         """What the request sends there: libraries repeat a header that they find wrong."""
-        given = [self._wanted.authorization or "", *(value for _, value in dict(self._wanted.headers).items())]
+        given = [self._wanted.authorization or "", *dict(self._wanted.headers).values()]
         return sure([*given, *(word for text in given for word in text.split())])
 
 

@@ -558,6 +558,8 @@ def _mcp(where: str, tool: ServerToolFields) -> Mcp:
     for name, value in (tool.headers or {}).items():
         if not _HEADER.fullmatch(name) or any(ord(character) < 32 for character in value):
             raise _wrong(f"{where}.headers", "has a name or value that is no HTTP header")
+    if any(ord(character) < 32 for character in tool.authorization or ""):
+        raise _wrong(f"{where}.authorization", "is no value of an HTTP header")
     allowed = tool.allowed_tools if tool.allowed_tools is not None else tool.allowed_tool_names
     return Mcp(
         label,
