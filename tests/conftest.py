@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,13 @@ import pytest
 from tests.server import Server, running
 
 CACHE = Path(os.environ.get("JUBAL_TEST_CACHE") or Path(__file__).parent.parent / ".cache")
+
+
+def pytest_configure() -> None:
+    """A SIGTERM ends the tests as Ctrl-C does, so that what fixtures have started is ended by them. (After a SIGKILL that is
+    left to `tests/leash.py`.)"""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import free_port
+from tests.server import LEASHED, free_port
 
 
 class RedisServer:
@@ -36,7 +36,10 @@ class RedisServer:
     def start(self) -> None:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "."]
         self._process = subprocess.Popen(
-            [self._binary, *options], cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*LEASHED, "--program", self._binary, *options],
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         until = time.monotonic() + 20
         while time.monotonic() < until:

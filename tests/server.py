@@ -16,7 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import leash
+
 START_TIMEOUT_S = 60.0
+LEASHED = (sys.executable, "-P", leash.__file__)
+"""Before the arguments of `jubal`, with `leash.held()` as standard input: it then ends with the tests."""
 
 
 def jubal(*args: str, home: Path, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
@@ -144,9 +148,7 @@ def start(
     with log.open("a") as out:
         process = subprocess.Popen(
             [
-                sys.executable,
-                "-m",
-                "jubal",
+                *LEASHED,
                 "serve",
                 "--port",
                 str(port or free_port()),
@@ -157,7 +159,7 @@ def start(
             env=environment(home, **env),
             stdout=out,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=leash.held(),
             text=True,
             start_new_session=True,
         )

@@ -44,6 +44,7 @@ from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
 from jubal.serving.breaker import Breaker, never
 from jubal.serving.cache import ResponseCache
+from jubal.serving.certificates import CertificateFault, Certificates
 from jubal.serving.charging import Charging
 from jubal.serving.connection import Connection, Deadlines
 from jubal.serving.cors import Cors
@@ -55,6 +56,7 @@ from jubal.serving.management import Management, Own
 from jubal.serving.pipeline import Pipeline, Served, ServedEmbedder
 from jubal.serving.retention import Retention
 from jubal.serving.watch import Watch, Watched
+from jubal.supervisor import has_terminal
 from jubal.tools.base import Reporting, Starting, ToolFamily, ToolSetupError
 from jubal.web.fetch import SafeFetcher
 from jubal.web.guard import AllowList
@@ -370,7 +372,7 @@ class Jubal:
     watch: Watch
     door: Door
     http: HttpApp
-    tls: ssl.SSLContext | None = None
+    tls: Certificates | None = None
     memory: ModelMemory | None = None
     retention: Retention | None = None
     grpc: Place | None = None
@@ -437,7 +439,7 @@ class Jubal:
 
 def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     """Puts the parts together. Raises `ConfigError`, `StoreUnavailable`."""
-    tls = tls_context(settings)
+    tls = make_certificates(settings)
     models = catalogue.build(settings)
     embedding_models = catalogue.embedding_models(settings)
     _check_one_ability(settings, models, embedding_models)
@@ -527,46 +529,15 @@ def trusted_proxies(settings: config.Settings) -> TrustedProxies:
         raise config.ConfigError(f"{settings.file}: server.trusted_proxies: {error}.") from None
 
 
-def tls_context(settings: config.Settings) -> ssl.SSLContext | None:
-    """For TLS 1.2 and later with the configured certificate; None without one. Raises `ConfigError` naming the file at fault."""
-    files = settings.tls_files
-    if files is None:
+def make_certificates(settings: config.Settings) -> Certificates | None:
+    """The configured certificate; None where there is none. Raises `ConfigError` naming the file at fault."""
+    if settings.tls_files is None:
         return None
-    for key, file in zip(("tls_cert", "tls_key"), files, strict=True):
-        try:
-            text = file.read_bytes()
-        except OSError as error:
-            raise config.ConfigError(
-                f"{settings.file}: server.{key}: {file} can't be read: {error.strerror}."
-            ) from None
-        if b"-----BEGIN " not in text:
-            raise config.ConfigError(f"{settings.file}: server.{key}: {file} is not a PEM file.")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(*files, password=_no_passphrase)
-    except (ssl.SSLError, OSError, _Encrypted) as error:
-        raise config.ConfigError(f"{settings.file}: server.tls_cert, server.tls_key: {_tls_fault(error)}") from None
-    return context
-
-
-class _Encrypted(Exception):
-    """The key has a passphrase. Without this, OpenSSL would ask for it on the terminal."""
-
-
-def _no_passphrase() -> str:
-    raise _Encrypted
-
-
-def _tls_fault(error: Exception) -> str:
-    match error:
-        case _Encrypted():
-            return "the key is encrypted; `openssl pkey -in KEY -out PLAIN` makes one that can be read without a passphrase."
-        case ssl.SSLError(reason="KEY_VALUES_MISMATCH"):
-            return "the key does not belong to the certificate."
-        case _:
-            return f"this is no certificate chain with its key: {getattr(error, 'reason', None) or error}."
+        return Certificates(*settings.tls_files)
+    except CertificateFault as fault:
+        where = ", ".join(f"server.{setting}" for setting in fault.at)
+        raise config.ConfigError(f"{settings.file}: {where}: {fault}") from None
 
 
 def _grpc_line(store: Store, sealer: FernetSealer) -> KeptLine:
@@ -589,6 +560,7 @@ def make_grpc(jubal: Jubal) -> GrpcServer:
         GRPC_DIALECT,
         health=lambda: health(jubal.pipeline)[0] == 200,
         door=jubal.door,
+        certificates=jubal.tls,
     )
 
 
@@ -632,15 +604,17 @@ class _Server(uvicorn.Server):
         yield
 
 
-Orders: TypeAlias = Callable[[Callable[[], None], Callable[[], None]], None]
-"""Lets somebody say when a server drains (the first function) and when it ends the drain at once (the second).
+Orders: TypeAlias = Callable[[Callable[[], None], Callable[[], None], Callable[[], None]], None]
+"""Lets somebody say when a server drains (the first function), when it ends the drain at once (the second), and when it reads its
+TLS files again (the third).
 
-It is called in the event loop, in which both may then be called, each any number of times.
+It is called in the event loop, in which all may then be called, each any number of times.
 """
 
 
-def by_signals(drain: Callable[[], None], stop_now: Callable[[], None]) -> None:
-    """SIGTERM or SIGINT drains; a second one ends the drain at once."""
+def by_signals(drain: Callable[[], None], stop_now: Callable[[], None], read_again: Callable[[], None]) -> None:
+    """SIGTERM or SIGINT drains; a second one ends the drain at once. SIGHUP reads the TLS files again, or drains, where it means
+    that the terminal is gone, and with it who started the server."""
     loop = asyncio.get_running_loop()
     left = iter((drain,))
 
@@ -649,6 +623,7 @@ def by_signals(drain: Callable[[], None], stop_now: Callable[[], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: stop() if has_terminal() else read_again())
 
 
 async def serve(
@@ -680,7 +655,7 @@ async def serve(
             loop="none",
             http=cast("type[asyncio.Protocol]", protocol),
             ws="none",
-            ssl_context_factory=None if tls is None else partial(_given, tls),
+            ssl_context_factory=None if tls is None else partial(_given, tls.context),
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -712,7 +687,9 @@ async def serve(
             rpc.drain(settings.drain_s + DRAIN_GRACE_S)
         loop.call_later(settings.drain_s, stop_now)
 
-    orders(drain, stop_now)
+    orders(drain, stop_now, (lambda: None) if tls is None else tls.look)
+    if tls is not None:
+        tls.watch()
     await jubal.start()
     if rpc is not None and grpc is not None:
         try:
@@ -729,6 +706,8 @@ async def serve(
         watcher.cancel()
         if rpc is not None:
             await rpc.close()
+        if tls is not None:
+            await tls.close()
         await jubal.close()
 
 

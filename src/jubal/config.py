@@ -10,6 +10,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +35,14 @@ def without_secrets(url: str) -> str:
     if "@" in query:  # of a query, or of a password with a `?` in it
         return f"{scheme}://…"
     return f"{scheme}://{shown.rpartition('@')[2]}"
+
+
+def password_in(url: str) -> tuple[str, ...]:
+    """The password of a URL, as it is written there and as it is meant; nothing where it has none."""
+    _, separator, rest = url.partition("://")
+    user, at, _ = rest.rpartition("@")
+    _, colon, password = user.partition(":")
+    return (password, unquote(password)) if separator and at and colon else ()
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -334,9 +343,25 @@ class _File(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     tiers: dict[str, Tier] = {}
 
 
+def secrets(settings: Settings, environ: dict[str, str] | os._Environ[str] = os.environ) -> tuple[str, ...]:
+    """Every secret that these settings hold or name: API keys, and passwords in addresses."""
+    web, posts = settings.tools.web_search, settings.tools.x_search
+    engines = settings.engines.values()
+    variables = {*KEY_VARIABLES, web.api_key_env, posts.api_key_env, *(engine.api_key_env for engine in engines)}
+    found = {environ.get(name, "").strip() for name in variables if name}
+    found |= {engine.api_key or "" for engine in engines}
+    addresses = [settings.store_url, settings.limits.url, web.base_url, posts.base_url]
+    for url in (*addresses, *(engine.base_url for engine in engines)):
+        found.update(password_in(url or ""))
+    return tuple(found - {""})
+
+
 _UPSTREAM = ("health_interval_s", "breaker_failures", "breaker_rest_s")
 WEB_SEARCH_KEYS: dict[str, str] = {"brave": "BRAVE_API_KEY", "tavily": "TAVILY_API_KEY"}
 """Where the keys of search services are, unless `api_key_env` tells otherwise."""
+
+KEY_VARIABLES = ("XAI_API_KEY", "X_BEARER_TOKEN", *WEB_SEARCH_KEYS.values())
+"""Variables that are looked at without being named."""
 
 ENGINE_KEYS: dict[str, frozenset[str]] = {
     "llama": frozenset({"model", "mmproj", "context", "slots", "threads", "gpu_layers", "timeout_s"}),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -39,6 +40,22 @@ CALM_S: Final = 60.0
 def pause_s(deaths: int) -> float:
     """Seconds until a worker is replaced. deaths: how many in a row came before this one, in its place."""
     return float(min(PAUSE_MAX_S, PAUSE_FIRST_S * 2.0 ** min(deaths, 20)))
+
+
+def has_terminal() -> bool:
+    """Whether this process has, or had, one: asked at SIGHUP, which tells that it is gone, or else that files are to be read again.
+
+    A file that was a terminal is still told from others by its error.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.tcgetpgrp(number)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return True
+        else:
+            return True
+    return False
 
 
 # ---------------------------------------------------------------------------------------------- the parent
@@ -78,6 +95,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._stop() if has_terminal() else None)
         try:
             started = await self._start_all(on_ready)
             if started is None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import leash
 from tests.cli.conftest import Cli
-from tests.server import ECHO, environment, free_port
+from tests.server import ECHO, LEASHED, environment, free_port
 
 READY_S = 20
 
@@ -33,8 +34,8 @@ class Serving:
         self.err = home.parent / "err"
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jubal", "serve", "--grpc-port", "0", "--config", str(file), *args],
-                stdin=subprocess.DEVNULL,
+                [*LEASHED, "serve", "--grpc-port", "0", "--config", str(file), *args],
+                stdin=leash.held(),
                 stdout=out,
                 stderr=err,
                 env=environment(home, **env),

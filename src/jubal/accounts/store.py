@@ -591,7 +591,16 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise translate(error) from error
+        raise translate(error) from _without_values(error)
+
+
+def _without_values(error: exc.SQLAlchemyError | sqlite3.Error) -> Exception:
+    """The same for the log. PostgreSQL's `DETAIL` shows the row that it refuses: prompts, answers, hashes of keys."""
+    told = getattr(getattr(error, "orig", None), "diag", None)
+    if told is None or (told.message_detail is None and told.context is None):
+        return error
+    bare = RuntimeError(f"{type(error.orig).__name__}: {told.message_primary}")  # type: ignore[union-attr]  # it has `diag`
+    return bare.with_traceback(error.__traceback__)
 
 
 def translate(error: exc.SQLAlchemyError | sqlite3.Error) -> StoreUnavailable | InternalError:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -96,10 +96,12 @@ def serve(
             workers.supervise(settings, listener, grpc, log_level.value, began_s)
             return
         from jubal.cli import logs
+        from jubal.core import hiding
 
-        logs.configure(log_level.value)
-        logs.configure_libraries()
-        run(settings, listener, with_tls(settings, grpc), began_s=began_s, show=_show)
+        secrets = hiding.sure(config.secrets(settings))
+        logs.configure(log_level.value, secrets)
+        logs.configure_libraries(secrets)
+        run(settings, listener, grpc, began_s=began_s, show=_show)
     with whoever_reads():
         print("Stopped.", flush=True)
 
@@ -200,17 +202,6 @@ def _grpc_place(settings: config.Settings) -> Place | None:
         raise CommandError(
             f"gRPC port {port} {why} on {server.host}. Take another with --grpc-port; --grpc-port 0 serves no gRPC."
         ) from None
-
-
-def with_tls(settings: config.Settings, place: Place | None) -> Place | None:
-    """The place with the configured certificate, where there is one. Raises `ConfigError`."""
-    from jubal import app
-
-    files = settings.tls_files
-    if place is None or files is None or app.tls_context(settings) is None:  # which says what is wrong with the files
-        return place
-    cert, key = files
-    return replace(place, tls=(key.read_bytes(), cert.read_bytes()))
 
 
 def _fetch_models(settings: config.Settings) -> float:
@@ -339,7 +330,7 @@ class Shown:
         url = base_url(server, self.port)
         print(f"\nJubal serves {url}", flush=True)
         if (grpc := self.jubal.grpc) is not None:
-            print(f"and gRPC on {', '.join(grpc.addresses)}{' with TLS' if grpc.tls else ''}")
+            print(f"and gRPC on {', '.join(grpc.addresses)}{' with TLS' if self.jubal.tls else ''}")
         print(flush=True)
         self._models()
         print(f"\n{self._key()}\n")
@@ -416,10 +407,13 @@ def print_ready(began_s: float, processes: str = "") -> None:
 
 @contextmanager
 def whoever_reads() -> Iterator[None]:
-    """A reader of our output that left, as in `jubal serve | head`, is no reason to stop serving."""
+    """A reader of our output that left, as in `jubal serve | head`, or a terminal that was closed, is no reason to stop serving,
+    nor for a traceback that nobody reads."""
     try:
         yield
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         drop_stdout()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -82,10 +83,11 @@ def supervise(
     first key, is done by the first worker, before there are others. kept: keeps the port for them.
     """
     from jubal.cli import logs, serve
+    from jubal.core import hiding
     from jubal.serving.places import reserve
     from jubal.supervisor import Supervisor
 
-    logs.configure(log_level, pid=os.getpid())
+    logs.configure(log_level, hiding.sure(config.secrets(settings)), pid=os.getpid())
     port = kept.getsockname()[1]
 
     def orders(first: bool) -> bytes:
@@ -128,6 +130,7 @@ def supervise(
 def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
     """One process of `jubal serve`, which starts it; nothing for a shell."""
     from jubal.cli import logs, serve
+    from jubal.core import hiding
     from jubal.serving.places import Place, bind
     from jubal.supervisor import Line
 
@@ -136,12 +139,14 @@ def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
         orders = msgspec.msgpack.decode(parent.orders(), type=_Orders, dec_hook=_path)
     except EOFError:  # the parent was killed meanwhile; there is nobody to work for
         raise typer.Exit(1) from None
-    logs.configure(orders.log_level, pid=os.getpid())
-    logs.configure_libraries(pid=os.getpid())
     settings = orders.settings
-    place = None if orders.grpc is None else serve.with_tls(settings, Place(*orders.grpc, shared=True))
+    secrets = hiding.sure(config.secrets(settings))
+    logs.configure(orders.log_level, secrets, pid=os.getpid())
+    logs.configure_libraries(secrets, pid=os.getpid())
+    place = None if orders.grpc is None else Place(*orders.grpc, shared=True)
 
-    def listen(drain: Callable[[], None], stop_now: Callable[[], None]) -> None:
+    def listen(drain: Callable[[], None], stop_now: Callable[[], None], read_again: Callable[[], None]) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read_again)  # the parent looks after the terminal
         parent.listen(drain, stop_now, drain_s=settings.server.drain_s + GRACE_S)
 
     def show(shown: Shown) -> None:

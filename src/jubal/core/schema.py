@@ -11,6 +11,7 @@ Unknown keywords are annotations, as the standard has it (2020-12, section 4.3.1
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from jubal.core.errors import BadRequest
+from jubal.core.schema_size import expansion, multiple_size, pattern_size
 
 Schema: TypeAlias = Any
 """JSON as it was decoded: an object or a boolean where it is a schema."""
@@ -31,6 +33,13 @@ ITEMS_MAX: Final = 10_000
 (xai-api.md 10.2)."""
 VALUES_MAX: Final = 10_000
 """Values of all `enum`s of a document together."""
+REQUEST_SCHEMAS_MAX: Final = 10_000
+"""Schemas of all documents of a request together: reading them takes 0.02 ms each, in which nobody else is served."""
+EXPANSION_MAX: Final = 20_000
+"""Schemas of a document once each `$ref` and `allOf` is written out where it stands: each of 25 definitions with the next one
+twice makes 33 million, on which llguidance spent 24 s and 6 GB."""
+LCM_OF_MAX: Final = 100
+"""Different `multipleOf` whose combinations are looked at; of more, the sum alone is above any bound."""
 SHOWN_MAX: Final = 80
 """Characters of the caller's own words in an error."""
 
@@ -75,12 +84,29 @@ _NO_WORDS: Final = MappingProxyType[str, str]({})
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of what is costly may be in one document: see `jubal.core.schema_size`.
+
+    states: of all patterns together. optional: of one pattern. remainders: of all `multipleOf` together. values: of all
+    `enum`s. branches: of all `anyOf` and `oneOf`. properties: names of them.
+    """
+
+    states: int = 100_000
+    optional: int = 100
+    remainders: int = 50_000
+    values: int = VALUES_MAX
+    branches: int = SCHEMAS_MAX
+    properties: int = SCHEMAS_MAX
+
+
+@dataclass(frozen=True, slots=True)
 class Support:
     """What an engine can hold an answer to.
 
     keywords: of `RESTRICTING`, those that it obeys. formats: values of `format` that it obeys. patterns: further formats that it
     obeys when they are written as `pattern`. alone: keywords of which it obeys those of one group in a schema, and no others.
     not_in_patterns: pieces of a regular expression, such as `(?=`, that it does not take, outside of classes of characters.
+    bounds: how large a schema it compiles in an instant, and obeys without getting slow.
     """
 
     keywords: frozenset[str]
@@ -88,6 +114,7 @@ class Support:
     patterns: Mapping[str, str] = field(default_factory=lambda: _NO_WORDS)
     alone: Mapping[str, str] = field(default_factory=lambda: _NO_WORDS)
     not_in_patterns: frozenset[str] = frozenset()
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 # ---------------------------------------------------------------------------------------------- walking
@@ -139,13 +166,15 @@ def _places(schema: Schema, where: str) -> Iterator[_Place]:
 # ---------------------------------------------------------------------------------------------- is it one?
 
 
-def check(schema: Schema, where: str) -> None:
-    """Raises `BadRequest` that names place and keyword where `schema` is no JSON Schema, refers outside of itself, or never ends.
+def check(schema: Schema, where: str) -> int:
+    """How many schemas are in it. Raises `BadRequest` that names place and keyword where `schema` is no JSON Schema, refers
+    outside of itself, or never ends.
 
     where: what the request calls it, such as `response_format.json_schema.schema`.
     """
-    values = 0
+    values = count = 0
     for place in _places(schema, where):
+        count += 1
         if isinstance(place.schema, bool):
             continue
         if not isinstance(place.schema, dict):
@@ -161,6 +190,7 @@ def check(schema: Schema, where: str) -> None:
         if "$ref" in place.schema:
             resolve(schema, place.schema["$ref"], f"{place.where}.$ref")
     _check_ends(schema, where)
+    return count
 
 
 def _check_type(where: str, keyword: str, value: object) -> None:
@@ -264,7 +294,8 @@ def _unescaped(step: str) -> str:
 
 
 def _check_ends(document: Schema, where: str) -> None:
-    """Raises `BadRequest` where a schema comes back to itself without a step into a value, which no value could satisfy."""
+    """Raises `BadRequest` where a schema comes back to itself without a step into a value, which no value could satisfy, or comes
+    to so many others that way that nobody could compile it."""
     places = {id(place.schema): place for place in _places(document, where) if isinstance(place.schema, dict)}
     outgoing: dict[int, list[int]] = {}
     for key, place in places.items():
@@ -277,6 +308,8 @@ def _check_ends(document: Schema, where: str) -> None:
         outgoing[key] = [way for way in ways if way in places]
     for key in _left_over(outgoing):
         raise _invalid(places[key].where, "it refers to itself without end")
+    if expansion(outgoing) > EXPANSION_MAX:
+        raise _invalid(where, f"its `$ref`s and combinations make more than {EXPANSION_MAX:,} schemas when written out")
 
 
 def _left_over(outgoing: Mapping[int, list[int]]) -> list[int]:
@@ -299,8 +332,9 @@ def _left_over(outgoing: Mapping[int, list[int]]) -> list[int]:
 
 # ---------------------------------------------------------------------------------------------- can it be obeyed?
 
-_TOKEN: Final = re.compile(r"\[(?:\^(?:\\.|[^\]\\])+|(?:\\.|[^\]\\]){2,})\]|\(\?.|\\.|.", re.DOTALL)
-"""Pieces of a `pattern`: a class of several characters as one, an escape, the beginning of a group, any character."""
+_TOKEN: Final = re.compile(r"\[(?:\^(?:\\.|[^\]\\])+|(?:\\.|[^\]\\]){2,})(?:\]|\Z)|\(\?.|\\.|.", re.DOTALL)
+"""Pieces of a `pattern`: a class of several characters as one, an escape, the beginning of a group, any character. (A class
+without its end goes to the end of the text: looking for it again at each `[` would take the square of the length.)"""
 IRREGULAR: Final = frozenset({
     "(?=", "(?!", "(?<", "(?P", "(?>", "\\b", "\\B", "\\k", *(f"\\{number}" for number in range(1, 10)),
 })  # fmt: skip
@@ -324,6 +358,44 @@ def check_support(schema: Schema, support: Support, where: str) -> None:
         _check_alone(place, support)
         if place.schema.get("format") in support.patterns and "pattern" in place.schema:
             raise _unsupported(f"{place.where}.format", "this `format` beside `pattern`")
+    if (too_much := _over_bounds(schema, support.bounds)) is not None:
+        raise _unsupported(where, f"so much of it: {too_much}")
+
+
+def _over_bounds(schema: Schema, bounds: Bounds) -> str | None:
+    """What there is too much of, in words. `schema` passed `check`."""
+    states = optional = values = branches = properties = 0
+    multiples, merging = set[int](), False
+    for place in _places(schema, ""):
+        if not isinstance(place.schema, dict):
+            continue
+        for pattern in _patterns(place.schema):
+            size = pattern_size(pattern)
+            states, optional = states + size.states, max(optional, size.optional)
+        if "multipleOf" in place.schema:
+            multiples.add(multiple_size(place.schema["multipleOf"]))
+        merging = (
+            merging or not _IN_PLACE.isdisjoint(place.schema) or ("$ref" in place.schema and len(place.schema) > 1)
+        )
+        values += len(place.schema.get("enum", ()))
+        branches += len(place.schema.get("anyOf", ())) + len(place.schema.get("oneOf", ()))
+        properties += len(place.schema.get("properties", ()))
+    remainders = math.lcm(*multiples) if merging and len(multiples) < LCM_OF_MAX else sum(multiples)
+    found = {
+        "all patterns together stand for more than {:,} characters": (states, bounds.states),
+        "a pattern has more than {:,} pieces with `?` or `*`": (optional, bounds.optional),
+        "all `multipleOf` together have more than {:,} remainders": (remainders, bounds.remainders),
+        "all `enum`s together hold more than {:,} values": (values, bounds.values),
+        "all `anyOf` and `oneOf` together have more than {:,} branches": (branches, bounds.branches),
+        "all objects together have more than {:,} properties": (properties, bounds.properties),
+    }
+    return next((words.format(most) for words, (count, most) in found.items() if count > most), None)
+
+
+def _patterns(schema: Mapping[str, Any]) -> Iterator[str]:
+    if "pattern" in schema:
+        yield schema["pattern"]
+    yield from schema.get("patternProperties", ())
 
 
 def _check_alone(place: _Place, support: Support) -> None:
@@ -399,7 +471,7 @@ def relaxed(schema: Schema, support: Support) -> Schema:
         check(schema, "schema")
     except BadRequest:
         return {"type": "object"}
-    return reduced(schema, support)
+    return reduced(schema, support) if _over_bounds(schema, support.bounds) is None else {"type": "object"}
 
 
 # ---------------------------------------------------------------------------------------------- words

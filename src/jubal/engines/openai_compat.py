@@ -8,6 +8,7 @@ openai_text.py instead of the first layer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import codecs
 import hashlib
 import json
@@ -55,6 +56,7 @@ from jubal.core.generation import (
     ToolChoice,
     with_call_ids,
 )
+from jubal.core.hiding import HIDDEN, Concealed, hide
 from jubal.core.tokens import Token
 from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus, Weights
@@ -276,6 +278,10 @@ class StreamDecoder(ABC, Generic[C]):
         self._metered = False
         self._begun = False
         self.ended = False
+
+    def conceal(self, concealed: Concealed) -> None:
+        """Secrets that no event is to hold. Before the first `feed`."""
+        self._sse = SSEDecoder(concealed)
 
     def feed(self, data: bytes) -> Iterator[EngineEvent]:
         """Raises `EngineBroken` for what is no chunk, and the error that an error frame stands for."""
@@ -571,6 +577,8 @@ class Decoder(Protocol):
 
     ended: bool
 
+    def conceal(self, concealed: Concealed) -> None: ...
+
     def feed(self, data: bytes) -> Iterator[EngineEvent]: ...
 
     def whole(self, body: bytes) -> Iterator[EngineEvent]: ...
@@ -587,9 +595,10 @@ async def stream_chat(
     headers: Mapping[str, str] | None = None,
     timeout_s: float,
     decoder: Callable[[int], Decoder] = ChatDecoder,
+    concealed: Concealed | None = None,
 ) -> AsyncGenerator[EngineEvent, None]:
     """One POST, answered as a stream or whole, as `body` asks. timeout_s: longest silence, before the first byte and between two.
-    decoder: makes what reads the answer, of the number of choices.
+    decoder: makes what reads the answer, of the number of choices. concealed: what no answer may repeat.
 
     Raises core errors only. When the generator is closed the connection is cut at once: that is what makes an engine stop.
     """
@@ -599,10 +608,12 @@ async def stream_chat(
             url, data=body, headers=headers, timeout=_timeout(timeout_s), allow_redirects=False
         )
         reader = decoder(choices)
+        if concealed:
+            reader.conceal(concealed)
         if response.status != 200:
-            raise await _refusal(response)
+            raise await _refusal(response, concealed)
         if not response.content_type.startswith("text/event-stream"):
-            for event in reader.whole(await _bounded(response)):
+            for event in reader.whole(await _bounded(response, concealed)):
                 yield event
             return
         async for data in response.content.iter_any():
@@ -636,7 +647,7 @@ async def _to_the_end(response: aiohttp.ClientResponse) -> None:
         pass  # the answer is whole; only the connection is lost
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+async def _bounded(response: aiohttp.ClientResponse, concealed: Concealed | None = None) -> bytes:
     """The whole body. Raises `EngineBroken` where it is longer than any answer."""
     pieces = []
     size = 0
@@ -645,15 +656,22 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
         size += len(data)
         if size > WHOLE_BYTES_MAX:
             raise EngineBroken("The engine's answer is longer than 64 MiB.")
-    return b"".join(pieces)
+    whole = b"".join(pieces)
+    return concealed.out_of(whole) if concealed else whole
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> JubalError:
-    body = await response.content.read(ERROR_BODY_BYTES_MAX)
-    key = response.request_info.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    if key:  # some servers repeat the key that they refuse, and what they say is passed on
-        body = body.replace(key, b"[key]")
-    return _reported(response.status, body, response.headers.get("retry-after"))
+async def _refusal(response: aiohttp.ClientResponse, concealed: Concealed | None = None) -> JubalError:
+    body = b""
+    while len(body) < ERROR_BODY_BYTES_MAX and (more := await response.content.read(ERROR_BODY_BYTES_MAX - len(body))):
+        body += more
+    if concealed:
+        body = concealed.out_of(body)
+    key = response.request_info.headers.get("authorization", "").rpartition(" ")[2].encode()
+    if key:  # some servers repeat the key that they refuse, and what they say is passed on. Here also one that could be a word
+        body = body.replace(key, HIDDEN.encode())
+    error = _reported(response.status, body, response.headers.get("retry-after"))
+    error.message = hide(error.message)
+    return error
 
 
 def _translated(error: Exception, *, begun: bool) -> EngineError:
@@ -697,6 +715,15 @@ def upstream_headers(api_key: str | None) -> dict[str, str]:
     return headers
 
 
+def upstream_secrets(api_key: str | None, base_url: str) -> Concealed:
+    """What an upstream is sent and must not come back to callers: the key, or user and password of its address in both forms."""
+    url = URL(base_url)
+    basic = None
+    if url.password is not None:
+        basic = base64.b64encode(f"{url.user or ''}:{url.password}".encode("latin-1", "replace")).decode()
+    return Concealed(api_key, url.password, url.raw_password, basic)
+
+
 def conversation_headers(headers: Mapping[str, str], turn: Generation) -> Mapping[str, str]:
     """With xAI's header that keeps a conversation at one cache, which others ignore and routers can hash (xai-api.md 22)."""
     key = turn.cache_key
@@ -736,6 +763,7 @@ class OpenAICompatEngine:
         self._url = URL(self._base_url + "/chat/completions")
         self._text_url = URL(self._base_url + "/completions")
         self._headers = upstream_headers(api_key)
+        self._concealed = upstream_secrets(api_key, base_url)
         self._timeout_s = timeout_s
         self._retries = retries
         self._context = context
@@ -796,6 +824,7 @@ class OpenAICompatEngine:
                         headers=conversation_headers(self._headers, turn),
                         timeout_s=self._timeout_s,
                         decoder=decoder,
+                        concealed=self._concealed,
                     )
                 ) as events:
                     async for event in events:
@@ -833,4 +862,5 @@ class OpenAICompatEngine:
             kind=self.kind,
             headers=self._headers,
             timeout_s=self._timeout_s,
+            concealed=self._concealed,
         )

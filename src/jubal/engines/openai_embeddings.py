@@ -19,6 +19,7 @@ import msgspec
 
 from jubal.core.embedding import FLOAT_BYTES, EmbeddingRequest, Embeddings, estimate_prompt, pack, unpack
 from jubal.core.errors import AtCapacity, BadRequest, ContextTooLong, EngineBroken, EngineUnavailable, JubalError
+from jubal.core.hiding import Concealed
 from jubal.engines.base import EngineStatus, Weights
 from jubal.engines.openai_compat import (
     CONNECT_TIMEOUT_S,
@@ -30,6 +31,7 @@ from jubal.engines.openai_compat import (
     retry_delay_s,
     upstream_fingerprint,
     upstream_headers,
+    upstream_secrets,
     upstream_session,
 )
 
@@ -141,6 +143,7 @@ async def post_embeddings(
     encoding: Encoding = "base64",
     headers: Mapping[str, str] | None = None,
     timeout_s: float,
+    concealed: Concealed | None = None,
 ) -> Embeddings:
     """One POST. timeout_s: for all of it. Raises core errors only. When it is cancelled the connection is cut at once."""
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s))
@@ -149,8 +152,8 @@ async def post_embeddings(
     try:
         response = await session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False)
         if response.status != 200:
-            raise _named(await _refusal(response), request)
-        answer = await _bounded(response)
+            raise _named(await _refusal(response, concealed), request)
+        answer = await _bounded(response, concealed)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _translated(error, begun=response is not None) from error
     finally:
@@ -196,6 +199,7 @@ class OpenAIEmbedder:
         self._base_url = base_url.rstrip("/")
         self._url = self._base_url + "/embeddings"
         self._headers = upstream_headers(api_key)
+        self._concealed = upstream_secrets(api_key, base_url)
         self._timeout_s = timeout_s
         self._retries = retries
         self._context = context
@@ -261,4 +265,5 @@ class OpenAIEmbedder:
             encoding=self._encoding,
             headers=self._headers,
             timeout_s=self._timeout_s,
+            concealed=self._concealed,
         )

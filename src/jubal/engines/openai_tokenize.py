@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from jubal.core.errors import BadRequest, EngineBroken
+from jubal.core.hiding import Concealed
 from jubal.core.tokens import Token
 from jubal.engines.llama_cpp.tokens import tokens_of_llama
 from jubal.engines.openai_compat import CONNECT_TIMEOUT_S, _bounded, _refusal, _translated
@@ -131,6 +132,7 @@ async def post_tokenize(
     kind: str = "openai",
     headers: Mapping[str, str] | None = None,
     timeout_s: float,
+    concealed: Concealed | None = None,
 ) -> tuple[Token, ...]:
     """One POST, not tried again. Raises core errors only; `BadRequest` where the server can't."""
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s))
@@ -143,8 +145,8 @@ async def post_tokenize(
         if response.status in WITHOUT:
             raise cannot(model)
         if response.status != 200:
-            raise await _refusal(response)
-        answer = await _bounded(response)
+            raise await _refusal(response, concealed)
+        answer = await _bounded(response, concealed)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _translated(error, begun=response is not None) from error
     finally:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from jubal.core.errors import EngineBroken
+from jubal.core.hiding import Concealed
 
 EVENT_BYTES_MAX = 16 << 20
 """Longest event that is waited for. One tool call can carry a file; an upstream that never ends an event must not fill memory."""
 
 
 class SSEDecoder:
-    """Feeds on bytes, returns the `data` of each event that became whole. Comments, ids and retry hints are dropped."""
+    """Feeds on bytes, returns the `data` of each event that became whole. Comments, ids and retry hints are dropped.
 
-    __slots__ = ("_rest",)
+    concealed: secrets that are in none of them. They are looked for once in what was read at a time, together with the piece that
+    was left over, so that no secret within one event is missed.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_concealed", "_rest")
+
+    def __init__(self, concealed: Concealed | None = None) -> None:
         self._rest = b""
+        self._concealed = concealed or None
 
     def feed(self, data: bytes) -> list[bytes]:
         """Raises `EngineBroken` for an event that is longer than `EVENT_BYTES_MAX`."""
         if self._rest:
             data = self._rest + data
+        if self._concealed is not None:
+            data = self._concealed.out_of(data)
         if b"\r" in data:
             data = self._unify_line_ends(data)
         *whole, self._rest = data.split(b"\n\n")

@@ -28,6 +28,7 @@ from jubal.core.events import Event
 from jubal.core.fold import fold
 from jubal.core.generation import Generation
 from jubal.serving.answers import Answers
+from jubal.serving.certificates import Certificates, Pair
 from jubal.serving.deferred import Deferred
 from jubal.serving.door import Door
 from jubal.serving.pipeline import Admitted, Pipeline
@@ -182,6 +183,7 @@ class GrpcServer:
     """Made without I/O; `start` it, then `drain` and `close`. Belongs to one event loop.
 
     dialect: the name in the store of deferred requests. health: whether requests can be answered now. door: who comes in.
+    certificates: None: plaintext.
     """
 
     def __init__(
@@ -195,7 +197,9 @@ class GrpcServer:
         *,
         health: Callable[[], bool],
         door: Door | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
+        self._certificates = certificates
         self._pipeline = pipeline
         self._door = door or Door(pipeline)
         self._store = store
@@ -223,13 +227,12 @@ class GrpcServer:
         servicer = _Health(self._is_healthy)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        credentials = None if at.tls is None else grpc.ssl_server_credentials((at.tls,))
         for address in at.addresses:
             try:
-                if credentials is None:
+                if self._certificates is None:
                     server.add_insecure_port(address)
                 else:
-                    server.add_secure_port(address, credentials)
+                    server.add_secure_port(address, _credentials(self._certificates))
             except RuntimeError as error:
                 raise OSError(errno.EADDRNOTAVAIL, f"gRPC can't listen on {address}") from error
         await server.start()
@@ -512,6 +515,26 @@ class GrpcServer:
     async def _image_model(self, rpc: _Rpc, body: bytes) -> Any:
         await self._of_endpoint(rpc, "models")
         raise models.no_image_model(models.wanted(body))
+
+
+def _credentials(certificates: Certificates) -> Any:
+    """Those of one port, which shows the newest certificate: the library asks, from a thread of its own, at each handshake."""
+
+    def shown(pair: Pair) -> Any:
+        return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)])
+
+    given = certificates.newest
+
+    def newest() -> Any:
+        """None: nothing has changed."""
+        nonlocal given
+        pair = certificates.newest
+        if pair is given:
+            return None
+        given = pair
+        return shown(pair)
+
+    return grpc.dynamic_ssl_server_credentials(shown(given), newest)
 
 
 SERVICES: Final = tuple(f"xai_api.{name}" for name in ("Auth", "Chat", "Embedder", "Models", "Sample", "Tokenize"))

@@ -425,8 +425,8 @@ class HttpApp:
         return handle
 
     async def _tokenize(self, exchange: Exchange) -> None:
-        caller = await self._identify(exchange)
-        asked = OpenAITokenize().parse(await exchange.body(self._body_bytes_max))
+        caller, body = await self._json_of_caller(exchange)
+        asked = OpenAITokenize().parse(body)
         await exchange.reply(200, asked.whole(await self._pipeline.tokenize(caller, asked.model, asked.text)))
 
     async def _count_tokens(self, exchange: Exchange) -> None:

@@ -41,7 +41,7 @@ from jubal.core.events import Event, Finished, ReasoningDelta, ServerToolResult,
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.money import NO_CHARGE, Charge, Price
-from jubal.core.schema import Support, check, check_support
+from jubal.core.schema import REQUEST_SCHEMAS_MAX, Support, check, check_support
 from jubal.core.tally import Tally, estimate_prompt
 from jubal.core.tokens import Token
 from jubal.core.usage import NOTHING, Usage
@@ -679,10 +679,17 @@ def _check_schemas(support: Support | None, generation: Generation) -> None:
     asked = [(output.schema, output.where)] if output is not None else []
     if generation.tools.wanted:
         asked += [(function.parameters, function.where or "tools") for function in generation.tools.functions]
+    count = 0
     for text, where in asked:
         if text is not None:
             schema = json.loads(text)
-            check(schema, where)
+            count += check(schema, where)
+            if count > REQUEST_SCHEMAS_MAX:
+                raise BadRequest(
+                    f"`{where}`: there are more than {REQUEST_SCHEMAS_MAX:,} schemas in the request.",
+                    param=where,
+                    code="invalid_schema",
+                )
             if support is not None:
                 check_support(schema, support, where)
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where gRPC listens. tls: key and certificate chain in PEM; None: plaintext. required: go on without it, or don't.
+    """Where gRPC listens. required: go on without it, or don't.
 
     shared: other processes of this server listen there too.
     """
 
     hosts: tuple[str, ...]
     port: int
-    tls: tuple[bytes, bytes] | None = None
     required: bool = True
     shared: bool = False
 
@@ -38,7 +37,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         return listener
 
 
-def place(host: str, port: int, tls: tuple[bytes, bytes] | None = None, *, required: bool = True) -> Place:
+def place(host: str, port: int, *, required: bool = True) -> Place:
     """Where a server with this host listens: for IPv4's loopback on `::1` too, where there is one, as the SDK connects to
     `localhost`. All of IPv4's addresses are all of IPv6's too: the library has it so.
 
@@ -54,7 +53,7 @@ def place(host: str, port: int, tls: tuple[bytes, bytes] | None = None, *, requi
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise
-    return Place(tuple(hosts), port, tls, required)
+    return Place(tuple(hosts), port, required)
 
 
 def reserve(host: str, port: int) -> socket.socket:

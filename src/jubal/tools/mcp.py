@@ -18,6 +18,7 @@ import structlog
 
 from jubal.core.errors import BadRequest
 from jubal.core.generation import FunctionTool
+from jubal.core.hiding import hide, sure
 from jubal.core.schema import check
 from jubal.core.server_tools import Mcp, ToolKind
 from jubal.tools.base import ToolFailed, ToolOutput
@@ -185,7 +186,8 @@ class McpSession:
                 raise
             except BaseException as error:  # noqa: BLE001  groups of errors too: the library's tasks end in them
                 if ready.done():
-                    log.info("an MCP server's connection ended badly", label=self._wanted.label, error=_said(error))
+                    said = hide(_said(error), self._secrets())
+                    log.info("an MCP server's connection ended badly", label=self._wanted.label, error=said)
                     return
                 failure = failure or error
         if not ready.done():
@@ -224,7 +226,12 @@ class McpSession:
 
     def _away(self, error: BaseException | None) -> str:
         """Why the server can't be used. Nothing of the request's secrets is in it."""
-        return f"the MCP server `{self._wanted.label}` can't be used: {_said(error)}"
+        return f"the MCP server `{self._wanted.label}` can't be used: {hide(_said(error), self._secrets())}"
+
+    def _secrets(self) -> tuple[str, ...]:
+        """What the request sends there: libraries repeat a header that they find wrong."""
+        given = [self._wanted.authorization or "", *dict(self._wanted.headers).values()]
+        return sure([*given, *(word for text in given for word in text.split())])
 
 
 def _said(error: BaseException | None) -> str:

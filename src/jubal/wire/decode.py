@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from jubal.core.errors import BadRequest, Undecodable
 
 T = TypeVar("T")
+LARGE: Final = 1e300
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
@@ -39,5 +40,10 @@ def within(name: str, value: float | None, low: float, high: float) -> None:
     """Raises `BadRequest` where `value` is outside low..high, both included."""
     if value is not None and not low <= value <= high:
         raise BadRequest(
-            f"`{name}` must be between {low:g} and {high:g}, got {value:g}.", param=name, code="out_of_range"
+            f"`{name}` must be between {low:g} and {high:g}, got {_shown(value)}.", param=name, code="out_of_range"
         )
+
+
+def _shown(value: float) -> str:
+    """An integer in JSON may be larger than any float."""
+    return f"{value:g}" if abs(value) < LARGE else "a number of too many digits"

@@ -142,7 +142,12 @@ class LlamaEngine:
         self._identity = Identity(model, context or (EMBEDDING_CONTEXT_MAX if embedding else CONTEXT_MAX))
         self._template_tools = self._identity.profile.template_tools or False
         self._template_thinks = False
-        self._guide = Guide()
+        self._guide = Guide(
+            timeout_s=self._policy.trial_s,
+            bytes_max=self._policy.trial_bytes_max,
+            resident=self._anonymous,
+            hung=self._hung,
+        )
         self._learned_of = 0
         self._process: Process | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -232,6 +237,17 @@ class LlamaEngine:
         if self._process is None or self._process.state != "ready" or self._effects is None:
             return None
         return self._effects.resident()
+
+    def _anonymous(self) -> int | None:
+        return None if self._effects is None else self._effects.anonymous()
+
+    def _hung(self, why: str, certain: bool) -> bool:
+        """Ends a child that does not come back from a schema, unless others get their tokens meanwhile: then it is only slow."""
+        process = self._process
+        if process is None or not (certain or process.silent_s() >= self._policy.trial_s * 0.9):
+            return False
+        process.accuse(self._learned_of, why)
+        return True
 
     def status(self) -> EngineStatus:
         if self._process is None:
@@ -339,7 +355,8 @@ class LlamaEngine:
         life = await process.ready(timeout_s)
         if life != self._learned_of:
             await self._learn(session)
-            self._learned_of, self._guide = life, Guide()
+            self._learned_of = life
+            self._guide.begin_life()
         await self._identity.wait()
         return session, process, life
 

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -149,6 +150,16 @@ class ChildEffects:
         try:
             return None if self.child is None else int(psutil.Process(self.child.pid).memory_info().rss)
         except psutil.Error:
+            return None
+
+    def anonymous(self) -> int | None:
+        """Bytes of memory that the child took for itself, without pages of files; None where that is not known."""
+        try:
+            if self.child is None or sys.platform != "linux":
+                return None
+            _, resident, shared, *_ = Path(f"/proc/{self.child.pid}/statm").read_text().split()
+            return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError):
             return None
 
     async def healthy(self, timeout_s: float) -> bool:

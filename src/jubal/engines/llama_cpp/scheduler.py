@@ -19,7 +19,8 @@ class Policy:
     backoff_first_s, backoff_max_s: pause before a restart, doubling with each failure in a row. settled_s: a child that was
     ready for that long ends the row. stillborn_max: children in a row that never got ready until the engine counts as
     failed; it is then tried again every backoff_max_s. recheck_s: how often to see whether what makes a start hopeless, such
-    as a missing file, was mended.
+    as a missing file, was mended. trial_s, trial_bytes_max: how long a child may take over one JSON Schema, and by how much it
+    may grow meanwhile; one that takes more is hung.
     """
 
     load_s: float = 600
@@ -32,6 +33,8 @@ class Policy:
     settled_s: float = 30
     stillborn_max: int = 3
     recheck_s: float = 5
+    trial_s: float = 60
+    trial_bytes_max: int = 1 << 30
 
 
 # ---------------------------------------------------------------------------------------------- while a child lives
