@@ -284,6 +284,30 @@ def test_an_empty_answer_has_a_block_all_the_same() -> None:
     assert message["stop_reason"] == "max_tokens"
 
 
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (Finished(("stop",), Usage(1, 1), stops=("END",)), ("stop_sequence", "END")),
+        (Finished(("stop",), Usage(1, 1), stops=(None,)), ("end_turn", None)),
+        (Finished(("stop",), Usage(1, 1)), ("end_turn", None)),
+        (Finished(("length",), Usage(1, 1)), ("max_tokens", None)),
+    ],
+)
+def test_the_stop_sequence_that_ended_it_is_named(end: Finished, told: tuple[str, str | None]) -> None:
+    events: list[Event] = [EVENTS[0], TextDelta("x"), end]
+    folder = Folder()
+    for event in events:
+        folder.feed(event)
+    assert folder.completion is not None
+    for message in (json.loads(parse().whole(folder.completion)), assembled(frames(events))):
+        assert (message["stop_reason"], message["stop_sequence"]) == told
+    legacy = AnthropicComplete().parse(b'{"model": "m", "prompt": "hi", "max_tokens_to_sample": 5}')
+    last = b"".join(legacy.renderer().feed(event) for event in events).split(b"data: ")[-1]
+    for body in (json.loads(legacy.whole(folder.completion)), json.loads(last)):
+        assert body["stop"] == told[1]
+        assert body["stop_reason"] == ("max_tokens" if told[0] == "max_tokens" else "stop_sequence")
+
+
 def test_a_broken_stream_closes_its_block_and_says_so() -> None:
     seen = frames([EVENTS[0], TextDelta("x"), Failed(EngineBroken("gone"))])
     assert [kind for kind, _ in seen[-2:]] == ["content_block_stop", "error"]

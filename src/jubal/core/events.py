@@ -134,10 +134,12 @@ class TurnEnded:
     """An engine's last event. reasons: one per choice, in order.
 
     usage: of this turn, all choices together; None: the engine does not tell, and it has to be estimated.
+    stops: the stop string that ended each choice, None where none did or the engine does not tell; empty: it tells of no choice.
     """
 
     reasons: tuple[FinishReason, ...]
     usage: Usage | None
+    stops: tuple[str | None, ...] = ()
 
 
 @dataclass(slots=True)
@@ -145,7 +147,7 @@ class Finished:
     """The last event of a good answer. cost_ticks: None where nobody prices it. estimated: no engine told `usage`.
 
     sources: all that server tools met, each once, in the order of their numbers. tool_uses: calls of server tools that went
-    well, by kind. ended: Unix seconds, None where no clock is at hand.
+    well, by kind. ended: Unix seconds, None where no clock is at hand. stops: as in `TurnEnded`.
     """
 
     reasons: tuple[FinishReason, ...]
@@ -155,6 +157,11 @@ class Finished:
     sources: tuple[Source, ...] = ()
     tool_uses: tuple[tuple[ToolKind, int], ...] = ()
     ended: int | None = None
+    stops: tuple[str | None, ...] = ()
+
+    def stop_of(self, choice: int) -> str | None:
+        """The stop string that ended a choice; None where none did, or nobody tells."""
+        return self.stops[choice] if self.stops else None
 
 
 @dataclass(slots=True)

@@ -58,12 +58,16 @@ Item: TypeAlias = TextItem | ReasoningItem | ToolCall | ServerItem
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer of a completion. items: all of it, in the order in which it began."""
+    """One answer of a completion. items: all of it, in the order in which it began.
+
+    stop: the stop string that ended it; None where none did, or the engine does not tell.
+    """
 
     items: tuple[Item, ...]
     reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
     citations: tuple[Citation, ...] = ()
+    stop: str | None = None
 
     @property
     def text(self) -> str:
@@ -163,9 +167,9 @@ class _Open:
                 self.answered = True
                 return
 
-    def close(self, reason: FinishReason) -> Choice:
+    def close(self, reason: FinishReason, stop: str | None) -> Choice:
         items = (item.kind("".join(item.pieces)) if isinstance(item, _Pieces) else item for item in self.items)
-        return Choice(tuple(items), reason, tuple(self.logprobs), tuple(self.citations))
+        return Choice(tuple(items), reason, tuple(self.logprobs), tuple(self.citations), stop)
 
 
 class Folder:
@@ -212,7 +216,9 @@ class Folder:
 
     def _close(self, end: Finished) -> Completion:
         assert self._started is not None, "Started comes first"
-        choices = tuple(self._choice(index).close(reason) for index, reason in enumerate(end.reasons))
+        choices = tuple(
+            self._choice(index).close(reason, end.stop_of(index)) for index, reason in enumerate(end.reasons)
+        )
         start = self._started
         return Completion(
             start.id,

@@ -511,7 +511,7 @@ class Pipeline:
         yield Started(admitted.request_id, int(self._now()), admitted.model.name, kept.fingerprint)
         for piece in kept.pieces:
             yield piece
-        yield Finished(kept.reasons, kept.usage, estimated=kept.estimated)
+        yield Finished(kept.reasons, kept.usage, estimated=kept.estimated, stops=kept.stops)
 
     async def _answer(self, admitted: Admitted, account: _Account) -> AsyncGenerator[Event, None]:
         """From the first engine of the model that gives a piece: its own, then its fallbacks."""

@@ -434,6 +434,14 @@ STOP_REASON: Final[dict[FinishReason, str]] = {
     "content_filter": "refusal",
     "turn_limit": "pause_turn",
 }
+
+
+def _stopped(reason: FinishReason, stop: str | None) -> dict[str, object]:
+    """Why an answer ended. stop: the stop sequence that did it; None where none did, or the engine does not tell."""
+    named = stop if reason == "stop" else None
+    return {"stop_reason": STOP_REASON[reason] if named is None else "stop_sequence", "stop_sequence": named}
+
+
 RESULT_TYPE: Final[dict[ToolKind, str]] = {
     "web_search": "web_search_tool_result",
     "x_search": "x_search_tool_result",
@@ -623,7 +631,7 @@ class MessagesRenderer:
     def _finish(self, end: Finished) -> bytes:
         body = {
             "type": "message_delta",
-            "delta": {"stop_reason": STOP_REASON[end.reasons[0]], "stop_sequence": None},
+            "delta": _stopped(end.reasons[0], end.stop_of(0)),
             "usage": usage_body(end),
         }
         begin = self._begin("text", {"type": "text", "text": ""}) if self._index < 0 else b""
@@ -683,8 +691,7 @@ class MessagesAsked:
                 "role": "assistant",
                 "model": completion.model,
                 "content": list(_blocks(completion)),
-                "stop_reason": STOP_REASON[completion.choices[0].reason],
-                "stop_sequence": None,
+                **_stopped(completion.choices[0].reason, completion.choices[0].stop),
                 "usage": usage_body(completion),
             }
         )

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,7 @@ from jubal.engines.llama_cpp.tokens import count_of_tokens, tokenize_body, token
 from jubal.engines.openai_compat import ChatDecoder, chat_body, stream_chat
 from jubal.engines.openai_text import TextDecoder, text_body
 from jubal.engines.prompted import stream_prompted, worded
+from jubal.engines.quirks import LLAMA_CPP, extra_fields
 from jubal.engines.thinking import stream_thinking
 
 SLOTS: Final = 4
@@ -406,13 +408,14 @@ class LlamaEngine:
         extra = self._extra
         if self._template_thinks and turn.reasoning is not None:
             extra = {**extra, "chat_template_kwargs": {"enable_thinking": turn.reasoning != "none"}}
+        extra = {**extra, **extra_fields(turn, LLAMA_CPP)}
         async with self._places:
             for last_try in (False, True):
                 session, process, life = await self._ready(self._timeout_s)
                 begun = False
                 try:
                     body = await self._body(session, turn, extra)
-                    async with aclosing(self._request(session, process, body, raw=bool(turn.prompts))) as events:
+                    async with aclosing(self._request(session, process, body, turn)) as events:
                         async for event in events:
                             begun = True
                             yield event
@@ -442,11 +445,11 @@ class LlamaEngine:
         )
 
     async def _request(
-        self, session: aiohttp.ClientSession, process: Process, body: bytes, *, raw: bool
+        self, session: aiohttp.ClientSession, process: Process, body: bytes, turn: Generation
     ) -> AsyncGenerator[EngineEvent, None]:
-        """raw: `body` is of a turn with a prompt instead of messages."""
-        url = f"{URL}/v1/completions" if raw else f"{URL}/v1/chat/completions"
-        decoder = TextDecoder if raw else ChatDecoder
+        """body: what asks for `turn`."""
+        url = f"{URL}/v1/completions" if turn.prompts else f"{URL}/v1/chat/completions"
+        decoder = partial(TextDecoder if turn.prompts else ChatDecoder, stops=turn.sampling.stop)
         headers = {"content-type": "application/json"}
         async with aclosing(
             stream_chat(session, url, body, 1, headers=headers, timeout_s=self._timeout_s, decoder=decoder)
