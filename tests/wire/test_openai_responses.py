@@ -313,7 +313,7 @@ def test_going_on_replays_our_own_calls_and_results() -> None:
     assert messages[2].reasoning == "hm"
     assert messages[-2].calls == (PastCall("t1", "f", '{"a":1}'),)
     assert messages[-1].text == "done"
-    assert "SECRET" not in record.decode()
+    assert b"SECRET" not in record
 
     third = parse(input="more", previous_response_id="R2")
     third.go_on_from(second.record(completion([*EVENTS[:1], TextDelta("ok"), EVENTS[-1]])))

@@ -59,7 +59,8 @@ class EchoEngine:
                 reasons.append(reason)
                 stops.append(stop)
                 said += len(words)
-        yield TurnEnded(tuple(reasons), Usage(sum(len(_words(text)) for text in heard), said, 0), tuple(stops) if any(stops) else ())
+        usage = Usage(sum(len(_words(text)) for text in heard), said, 0)
+        yield TurnEnded(tuple(reasons), usage, tuple(stops) if any(stops) else ())
 
 
 def _said(text: str, turn: Generation) -> tuple[list[str], FinishReason, str | None]:

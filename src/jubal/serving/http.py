@@ -210,6 +210,12 @@ SHELVES: Final = {
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 
 
+class _Refusing(Protocol):
+    """What has words for errors: any dialect."""
+
+    def error(self, error: JubalError) -> ErrorReply: ...
+
+
 class Mount(Protocol):
     """Routes that are kept elsewhere."""
 
@@ -458,65 +464,53 @@ class HttpApp:
     # ------------------------------------------------------------------------------------------ generations
 
     def _generation_by(self, dialect: Dialect) -> Handler:
-        async def handle(exchange: Exchange) -> None:
-            try:
-                caller, body = await self._json_of_caller(exchange)
-                asked = dialect.parse(body)
-                deferral = asked.deferral
-                admitted = self._admit(
-                    exchange, caller, dialect.endpoint, asked.generation, repeatable=deferral is None
-                )
-                if deferral is not None:
-                    await self._deferred.submit(admitted, DEFERRED_DIALECT, body)
-                    await exchange.reply(200, deferral(admitted.request_id), admitted.ticket_headers())
-                    return
-                events = self._pipeline.run(admitted)
-                await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
-            except JubalError as error:
-                await self._fail(exchange, dialect.error(error))
+        async def answer(exchange: Exchange, caller: Caller, body: bytes) -> None:
+            asked = dialect.parse(body)
+            deferral = asked.deferral
+            admitted = self._admit(exchange, caller, dialect.endpoint, asked.generation, repeatable=deferral is None)
+            if deferral is not None:
+                await self._deferred.submit(admitted, DEFERRED_DIALECT, body)
+                await exchange.reply(200, deferral(admitted.request_id), admitted.ticket_headers())
+            else:
+                await self._render(exchange, asked, admitted)
 
-        return handle
+        return self._answering(dialect, answer)
 
     def _whole_generation_by(self, dialect: WholeDialect) -> Handler:
-        async def handle(exchange: Exchange) -> None:
-            try:
-                caller, body = await self._json_of_caller(exchange)
-                asked = dialect.parse(body)
-                admitted = self._admit(exchange, caller, dialect.endpoint, asked.generation, repeatable=True)
-                await self._whole(exchange, asked, admitted, self._pipeline.run(admitted))
-            except JubalError as error:
-                await self._fail(exchange, dialect.error(error))
+        async def answer(exchange: Exchange, caller: Caller, body: bytes) -> None:
+            asked = dialect.parse(body)
+            await self._whole(exchange, asked, self._admit(exchange, caller, dialect.endpoint, asked.generation))
 
-        return handle
+        return self._answering(dialect, answer)
 
     def _kept_generation_by(self, dialect: KeptDialect, answers: Answers) -> Handler:
-        async def handle(exchange: Exchange) -> None:
-            try:
-                caller, body = await self._json_of_caller(exchange)
-                asked = dialect.parse(body)
-                if asked.previous is not None:
-                    asked.go_on_from(await answers.find(caller, asked.previous, "previous_response_id"))
-                generation = _in_its_conversation(asked.generation, exchange)
-                admitted = self._pipeline.admit(caller, dialect.endpoint, generation, request_id=exchange.id)
-                events = self._pipeline.run(admitted)
-                if asked.keep:
-                    events = answers.kept(events, asked, admitted)
-                await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
-            except JubalError as error:
-                await self._fail(exchange, dialect.error(error))
+        async def answer(exchange: Exchange, caller: Caller, body: bytes) -> None:
+            asked = dialect.parse(body)
+            if asked.previous is not None:
+                asked.go_on_from(await answers.previous(caller, asked.previous))
+            admitted = self._admit(exchange, caller, dialect.endpoint, asked.generation)
+            if asked.keep:
+                admitted.keeper = answers.keeper(asked, admitted)
+            await self._render(exchange, asked, admitted)
 
-        return handle
+        return self._answering(dialect, answer)
 
     def _embeddings_by(self, dialect: OpenAIEmbeddings) -> Handler:
+        async def answer(exchange: Exchange, caller: Caller, body: bytes) -> None:
+            asked = dialect.parse(body)
+            made = await self._while_wanted(
+                exchange, self._pipeline.embed(caller, dialect.endpoint, asked.request, request_id=exchange.id)
+            )
+            await exchange.reply(200, asked.whole(made.model, made.embeddings, made.cost_ticks), made.headers)
+
+        return self._answering(dialect, answer)
+
+    def _answering(self, dialect: _Refusing, answer: Callable[[Exchange, Caller, bytes], Awaitable[None]]) -> Handler:
+        """The handler of a dialect's requests, which says in its words what went wrong before the first byte."""
+
         async def handle(exchange: Exchange) -> None:
             try:
-                caller, body = await self._json_of_caller(exchange)
-                asked = dialect.parse(body)
-                made = await self._while_wanted(
-                    exchange,
-                    self._pipeline.embed(caller, dialect.endpoint, asked.request, request_id=exchange.id),
-                )
-                await exchange.reply(200, asked.whole(made.model, made.embeddings, made.cost_ticks), made.headers)
+                await answer(exchange, *await self._json_of_caller(exchange))
             except JubalError as error:
                 await self._fail(exchange, dialect.error(error))
 
@@ -546,17 +540,21 @@ class HttpApp:
                 raise (ClientGone() if watch.left else _stopping()) from None
 
     def _admit(
-        self, exchange: Exchange, caller: Caller, endpoint: str, generation: Generation, *, repeatable: bool
+        self, exchange: Exchange, caller: Caller, endpoint: str, generation: Generation, *, repeatable: bool = True
     ) -> Admitted:
+        """The only way into the pipeline from here. repeatable: as in `Pipeline.admit`."""
         generation = _in_its_conversation(generation, exchange)
         if self._pipeline.caches and "no-cache" in (exchange.header(b"cache-control") or "").lower():
             generation = replace(generation, cache=False)
         return self._pipeline.admit(caller, endpoint, generation, request_id=exchange.id, repeatable=repeatable)
 
-    async def _whole(self, exchange: Exchange, asked: WholeAsked, admitted: Admitted, events: Events) -> None:
+    async def _render(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
+        await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted)
+
+    async def _whole(self, exchange: Exchange, asked: WholeAsked, admitted: Admitted) -> None:
         """A fold over the same events that a stream renders."""
         folder = Folder()
-        await self._while_wanted(exchange, self._fold(events, folder))
+        await self._while_wanted(exchange, self._fold(self._pipeline.run(admitted), folder))
         if folder.completion is None:
             raise InternalError("The answer has no end.")
         await exchange.reply(200, asked.whole(folder.completion), admitted.ticket_headers())
@@ -566,10 +564,10 @@ class HttpApp:
             async for event in events:
                 folder.feed(event)
 
-    async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted, events: Events) -> None:
+    async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
         """Headers go out with the first frame, so whatever fails before it is an ordinary error answer."""
         outbox = Outbox()
-        producer = asyncio.ensure_future(self._produce(asked, events, outbox))
+        producer = asyncio.ensure_future(self._produce(asked, self._pipeline.run(admitted), outbox))
         with self._watching(exchange, producer):
             try:
                 while frames := await outbox.take():

@@ -42,9 +42,10 @@ from jubal.core.generation import (
     Tools,
 )
 from jubal.core.server_tools import ServerTool
-from jubal.wire import compaction, openai_errors, server_tools, sse
+from jubal.wire import compaction, kept, openai_errors, server_tools, sse
 from jubal.wire.base import ErrorReply, Sealer
 from jubal.wire.decode import decode, within
+from jubal.wire.kept import Speech
 from jubal.wire.openai_chat import (
     EFFORTS,
     LOGPROBS_MAX,
@@ -161,6 +162,7 @@ class _Request(msgspec.Struct):
     service_tier: str | None = None
     search_parameters: server_tools.SearchParameters | None = None
     response_format: Any = None
+    cache: bool | None = None
 
 
 class _Echoed(msgspec.Struct):
@@ -202,6 +204,7 @@ def _generation(asked: _Request, messages: tuple[Message, ...]) -> Generation:
         logprobs=_logprobs(asked),
         reasoning=_effort(asked),
         inline_citations=bool(tools.server) and "no_inline_citations" not in (asked.include or ()),
+        cache=asked.cache is not False,
     )
 
 
@@ -307,22 +310,20 @@ SERVER_ITEMS: Final = frozenset(
 
 
 class _Conversation:
-    """Input items to messages: what an assistant said, thought and called one after the other becomes one message."""
+    """Input items to messages: what an assistant said, thought and called one after the other becomes one message.
 
-    def __init__(self, sealer: Sealer) -> None:
+    before: what was said in answers that this one goes on from.
+    """
+
+    def __init__(self, sealer: Sealer, before: tuple[Message, ...] = ()) -> None:
         self._sealer = sealer
-        self._messages: list[Message] = []
-        self._parts: list[Part] = []
-        self._calls: list[PastCall] = []
-        self._thoughts: list[str] = []
-        self._results: list[Message] = []
+        self._speech = Speech(before)
 
     def messages(self, items: list[_Item], where: str) -> tuple[Message, ...]:
         """Raises `BadRequest` naming the item at fault."""
         for number, item in enumerate(items):
             self._item(f"{where}[{number}]", item)
-        self._close()
-        return tuple(self._messages)
+        return tuple(self._speech.close())
 
     def _item(self, where: str, item: _Item) -> None:
         match item.type or ("message" if item.role else None):
@@ -331,11 +332,11 @@ class _Conversation:
             case "function_call":
                 if not item.name or not item.call_id:
                     raise _missing(f"{where}.{'call_id' if item.name else 'name'}")
-                self._call(item.call_id, item.name, item.arguments or "{}")
+                self._speech.calls(PastCall(item.call_id, item.name, item.arguments or "{}"))
             case "function_call_output":
                 if not item.call_id:
                     raise _missing(f"{where}.call_id")
-                self._results.append(_result(where, item.call_id, item.output))
+                self._speech.gets(_result(where, item.call_id, item.output))
             case "reasoning":
                 self._reasoning(item)
             case "compaction":
@@ -359,20 +360,12 @@ class _Conversation:
             raise _missing(f"{where}.content")
         parts = _parts(f"{where}.content", item.content)
         if role == "assistant":
-            if self._results or self._calls:
-                self._close()
-            self._parts += parts
-            return
-        self._close()
-        self._messages.append(Message(role, parts))
-
-    def _call(self, identity: str, name: str, arguments: str) -> None:
-        if self._results:
-            self._close()
-        self._calls.append(PastCall(identity, name, arguments))
+            self._speech.says(parts)
+        else:
+            self._speech.hears(Message(role, parts))
 
     def _server_call(self, item: _Item) -> None:
-        """A call of ours. What it gave is known only where we kept it ourselves; else the call is left out."""
+        """A call of ours. Where what it gave is not told, the call is left out."""
         result = item.output if isinstance(item.output, str) else None
         if result is None or item.id is None:
             return
@@ -380,30 +373,20 @@ class _Conversation:
             item.type or "", item.name, item.server_label, item.arguments or item.input, item.action, item.code
         )
         identity = item.call_id or item.id
-        self._call(identity, name, arguments)
-        self._results.append(Message("tool", (TextPart(result),), tool_call_id=identity))
+        self._speech.calls(PastCall(identity, name, arguments))
+        self._speech.gets(Message("tool", (TextPart(result),), tool_call_id=identity))
 
     def _reasoning(self, item: _Item) -> None:
-        if self._results or self._calls:
-            self._close()
         known = self._sealer.open(item.encrypted_content) if item.encrypted_content else None
         told = item.summary or (item.content if isinstance(item.content, list) else ())
-        self._thoughts.append(known or "".join(part.text or "" for part in told))
+        self._speech.thinks(known or "".join(part.text or "" for part in told))
 
     def _compaction(self, where: str, item: _Item) -> None:
         """A summary stands for everything before it. Raises `BadRequest` for one that this service did not make."""
         summary = self._sealer.open(item.encrypted_content or "")
         if summary is None:
             raise _wrong(f"{where}.encrypted_content", "was not made by this service, or by another key of it")
-        self._close()
-        self._messages = compaction.shortened(self._messages, summary)
-
-    def _close(self) -> None:
-        if self._parts or self._calls or self._thoughts:
-            thought = "".join(self._thoughts) or None
-            self._messages.append(Message("assistant", tuple(self._parts), calls=tuple(self._calls), reasoning=thought))
-        self._messages += self._results
-        self._parts, self._calls, self._thoughts, self._results = [], [], [], []
+        self._speech = Speech(compaction.shortened(self._speech.close(), summary))
 
 
 def _parts(where: str, content: str | list[_Part]) -> tuple[Part, ...]:
@@ -522,8 +505,6 @@ class ResponsesRenderer:
         self._thought: _Open | None = None
         self._served: dict[str, tuple[_Open, ServerToolCall]] = {}
         self._head = b""
-        self.hidden: dict[str, str] = {}
-        """Outputs of server tools by item id: kept for going on, not shown."""
         self.response: dict[str, Any] = {}
 
     def feed(self, event: Event) -> bytes:
@@ -751,7 +732,6 @@ class ResponsesRenderer:
         item, call = self._served.pop(result.id)
         at = {"item_id": item.body["id"], "output_index": item.number}
         frames = b"".join(self._event(kind, {**at, **more}) for kind, more in server_tools.events_at_end(result))
-        self.hidden[item.body["id"]] = result.output
         changes = server_tools.item_ended(
             call, result, item.body, sources=self._wishes.search_sources, outputs=self._wishes.code_outputs
         )
@@ -764,7 +744,7 @@ class ResponsesAsked:
     keep: the answer is to be kept, as `record` writes it.
     """
 
-    __slots__ = ("_asked", "_echoed", "_history", "_items", "_sealer", "generation", "keep", "previous")
+    __slots__ = ("_asked", "_echoed", "_items", "_sealer", "generation", "keep", "previous")
 
     deferral: Final = None
 
@@ -774,7 +754,6 @@ class ResponsesAsked:
         self._asked = asked
         self._echoed = echoed
         self._sealer = sealer
-        self._history: list[Any] = []
         self._items: list[_Item] = (
             [_Item("message", "user", asked.input)] if isinstance(asked.input, str) else asked.input
         )
@@ -791,10 +770,7 @@ class ResponsesAsked:
 
     def go_on_from(self, record: bytes) -> None:
         """Puts the conversation of a kept response before this request."""
-        kept = msgspec.json.decode(record, type=_Record)
-        self._history = [*kept.history, *kept.input, *kept.output]
-        earlier = msgspec.convert(self._history, list[_Item])
-        whole = _Conversation(self._sealer).messages([*earlier, *self._items], "input")
+        whole = _Conversation(self._sealer, kept.conversation_of(record)).messages(self._items, "input")
         self.generation = replace(self.generation, messages=whole)
 
     def renderer(self) -> ResponsesRenderer:
@@ -804,11 +780,9 @@ class ResponsesAsked:
         return _encode(self._replayed(completion).response)
 
     def record(self, completion: Completion) -> bytes:
-        """What is kept of the answer: the conversation for going on, and the response for GET."""
-        made = self._replayed(completion)
-        output = [{**item, **_hidden(item, made.hidden)} for item in made.response["output"]]
-        own = self._own_input()
-        return _encode(_Record(self._history, own, output, made.response))
+        """What is kept of the answer: the conversation for going on, the response for GET, and the items that were asked with."""
+        own = _Own(self._own_input(), self._replayed(completion).response)
+        return kept.record(kept.spoken(self.generation.messages, completion), _encode(own))
 
     def _own_input(self) -> list[Any]:
         """The input items as they came, each with an id, and the instructions as the first of them."""
@@ -871,10 +845,6 @@ def _without_secrets(tools: bytes) -> list[dict[str, Any]]:
     return [{name: value for name, value in tool.items() if name not in ("authorization", "headers")} for tool in told]
 
 
-def _hidden(item: dict[str, Any], outputs: dict[str, str]) -> dict[str, str]:
-    return {"output": outputs[item["id"]]} if item["id"] in outputs else {}
-
-
 def _events_of(completion: Completion) -> Iterator[Event]:
     """A whole answer as the events that it was made of."""
     yield Started(completion.id, completion.created, completion.model, completion.fingerprint)
@@ -906,13 +876,15 @@ def _in_our_words(error: JubalError) -> JubalError:
     return error
 
 
-class _Record(msgspec.Struct):
-    """history: items of the responses before. input, output: this one's, with the outputs of server tools. response: for GET."""
+class _Own(msgspec.Struct):
+    """What only this dialect reads of a kept answer."""
 
-    history: list[Any]
     input: list[Any]
-    output: list[Any]
     response: dict[str, Any]
+
+
+def _own(record: bytes) -> _Own:
+    return msgspec.json.decode(kept.own_of(record), type=_Own)
 
 
 class OpenAIResponses:
@@ -935,7 +907,7 @@ class OpenAIResponses:
 
     def shown(self, record: bytes) -> bytes:
         """The body of GET /v1/responses/{id}."""
-        return _encode(msgspec.json.decode(record, type=_Record).response)
+        return _encode(_own(record).response)
 
     def deleted(self, identity: str) -> bytes:
         return _encode({"id": identity, "object": "response", "deleted": True})
@@ -945,7 +917,7 @@ class OpenAIResponses:
         within("limit", limit, 1, 100)
         if order not in ("asc", "desc"):
             raise _wrong("order", "must be asc or desc")
-        items = msgspec.json.decode(record, type=_Record).input
+        items = _own(record).input
         if order == "desc":
             items = items[::-1]
         if after is not None:

@@ -91,10 +91,6 @@ class Wishes:
         )
 
 
-ALL_IN_CLEAR: Final = Wishes(frozenset(KINDS))
-"""For what we keep ourselves."""
-
-
 @dataclass(slots=True)
 class _Line:
     """One choice. index: of the output that is being told. text_before: characters of text in earlier outputs.

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-import msgspec
-
 from jubal.core.errors import BadRequest, JubalError
 from jubal.core.fold import Completion
-from jubal.wire import compaction
+from jubal.core.generation import Message
+from jubal.wire import compaction, kept
 from jubal.wire.base import ErrorReply, Sealer
 from jubal.wire.xai_grpc import errors
-from jubal.wire.xai_grpc.answer import ALL_IN_CLEAR, ChunkRenderer, Wishes, outputs, response, usage_of
+from jubal.wire.xai_grpc.answer import ChunkRenderer, Wishes, response, usage_of
 from jubal.wire.xai_grpc.decode import decode, optional, wrong
 from jubal.wire.xai_grpc.pb import Proto, chat, deferred
-from jubal.wire.xai_grpc.request import generation_of, messages_of
+from jubal.wire.xai_grpc.request import generation_of, message_proto, messages_of
 
 ID_CHARS_MAX: Final = 200
 SETTINGS: Final = (
@@ -31,42 +30,37 @@ SETTINGS: Final = (
 """What is told again only where it was asked for; other settings have a value always."""
 
 
-class _Record(msgspec.Struct):
-    """conversation: a request's messages and the answer's, all in clear. response: for GetStoredCompletion."""
-
-    conversation: bytes
-    response: bytes
-
-
 class ChatAsked:
     """A parsed request. previous: the answer to go on from, to be given to `go_on_from` before the request runs.
 
     keep: the answer is to be kept, as `record` writes it. generation may be replaced.
     """
 
-    __slots__ = ("_asked", "_sealer", "_wishes", "generation", "keep", "previous")
+    __slots__ = ("_asked", "_before", "_sealer", "_wishes", "generation", "keep", "previous")
 
     def __init__(self, asked: Proto, sealer: Sealer, *, live: bool) -> None:
         self._asked = asked
         self._sealer = sealer
         self._wishes = Wishes.of(asked)
+        self._before: tuple[Message, ...] = ()
         self.previous: str | None = optional(asked, "previous_response_id") or None
         self.keep: bool = asked.store_messages
         self.generation = generation_of(asked, messages_of(asked.messages, sealer), live=live)
 
     def go_on_from(self, record: bytes) -> None:
         """Puts the conversation of a kept answer before this request."""
-        kept = _conversation(record)
-        kept.messages.extend(self._asked.messages)
-        del self._asked.messages[:]
-        self._asked.messages.extend(kept.messages)
-        self.generation = replace(self.generation, messages=messages_of(self._asked.messages, self._sealer))
+        self._before = kept.conversation_of(record)
+        whole = messages_of(self._asked.messages, self._sealer, before=self._before)
+        self.generation = replace(self.generation, messages=whole)
 
     def body(self) -> bytes:
         """This request again, with the whole conversation in it: it needs no kept answer any more."""
         whole = chat.GetCompletionsRequest()
         whole.CopyFrom(self._asked)
         whole.ClearField("previous_response_id")
+        whole.ClearField("messages")
+        whole.messages.extend(map(message_proto, self._before))
+        whole.messages.extend(self._asked.messages)
         serialized: bytes = whole.SerializeToString()
         return serialized
 
@@ -87,11 +81,7 @@ class ChatAsked:
 
     def record(self, completion: Completion) -> bytes:
         """What is kept of the answer: the conversation for going on, and the response. Nothing of it is hidden from us."""
-        conversation = chat.GetCompletionsRequest(messages=self._asked.messages)
-        first = replace(completion, choices=completion.choices[:1])
-        for output in outputs(first, ALL_IN_CLEAR, self._sealer):
-            conversation.messages.append(_said(output.message))
-        return msgspec.msgpack.encode(_Record(conversation.SerializeToString(), self.whole(completion)))
+        return kept.record(kept.spoken(self.generation.messages, completion), self.whole(completion))
 
     def _settings(self, settings: Proto) -> None:
         """What was asked for or its defaults (xai-api.md 23.4)."""
@@ -114,22 +104,6 @@ class ChatAsked:
                 tool.mcp.extra_headers.clear()
 
 
-def _said(message: Proto) -> Proto:
-    """An output's message as one of a conversation."""
-    said = chat.Message(role=message.role, tool_calls=message.tool_calls)
-    if message.content:
-        said.content.add(text=message.content)
-    if message.reasoning_content:
-        said.reasoning_content = message.reasoning_content
-    if message.role == chat.ROLE_TOOL and message.tool_calls:
-        said.tool_call_id = message.tool_calls[0].id
-    return said
-
-
-def _conversation(record: bytes) -> Proto:
-    return chat.GetCompletionsRequest.FromString(msgspec.msgpack.decode(record, type=_Record).conversation)
-
-
 class XaiChat:
     """The dialect. sealer: for encrypted reasoning and outputs. live: requests are for a stream."""
 
@@ -148,7 +122,7 @@ class XaiChat:
 
     def shown(self, record: bytes) -> bytes:
         """A kept answer's GetChatCompletionResponse."""
-        return msgspec.msgpack.decode(record, type=_Record).response
+        return kept.own_of(record)
 
 
 class CompactAsked:
