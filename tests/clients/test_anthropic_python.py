@@ -51,6 +51,7 @@ def test_a_stream_says_the_same(client: anthropic.Anthropic) -> None:
     assert text == whole.content[0].text == final.content[0].text
     assert final.stop_reason == whole.stop_reason
     assert final.usage.output_tokens == whole.usage.output_tokens
+    assert final.usage.service_tier == whole.usage.service_tier == "standard"
 
 
 def test_it_says_which_stop_sequence_ended_it(client: anthropic.Anthropic) -> None:

@@ -117,6 +117,7 @@ async def test_what_it_is(engine: LlamaEngine) -> None:
     assert weights.fingerprint == "fp_b179c9523d"
     assert weights.context == CONTEXT
     assert weights.input == ("text",)
+    assert (weights.temperature, weights.top_p) == (0.2, 0.9)
 
 
 async def test_a_prompt_that_was_seen_before_is_cached(engine: LlamaEngine) -> None:

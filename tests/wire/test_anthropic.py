@@ -133,6 +133,38 @@ def test_structured_output() -> None:
         assert parse(**fields).generation.output == JsonOutput('{"type":"object","properties":{}}')
 
 
+FOUND = {
+    "type": "search_result",
+    "source": "https://a.test",
+    "title": "A",
+    "content": [{"type": "text", "text": "Ada is 36."}],
+}
+PAPER = {"type": "document", "title": "A", "source": {"type": "text", "media_type": "text/plain", "data": "Ada is 36."}}
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        (FOUND, "A\nhttps://a.test\nAda is 36."),
+        (
+            {**FOUND, "citations": {"enabled": True}, "cache_control": {"type": "ephemeral"}},
+            "A\nhttps://a.test\nAda is 36.",
+        ),
+        (PAPER, "A\nAda is 36."),
+        ({**PAPER, "title": None, "source": {"type": "content", "content": "x"}}, "x"),
+        ({**PAPER, "title": None, "source": {"type": "content", "content": FOUND["content"]}}, "Ada is 36."),
+    ],
+)
+def test_search_results_and_documents_are_read_as_text(block: dict[str, Any], text: str) -> None:
+    """Also where they are what a tool gave: there, the source of a search result was taken for an image's."""
+    said = parse(messages=[{"role": "user", "content": [block, {"type": "text", "text": "How old?"}]}]).generation
+    assert [part.text for part in said.messages[0].parts if isinstance(part, TextPart)] == [text, "How old?"]
+    given = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+    use = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+    asked = parse(messages=[*HI, {"role": "assistant", "content": [use]}, {"role": "user", "content": [given]}])
+    assert asked.generation.messages[-1].text == text
+
+
 BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"model": ""}, "model", 400),
     ({"model": 7}, "model", 422),
@@ -141,6 +173,11 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"messages": [{"role": "user"}]}, "messages[0].content", 422),
     ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type", 400),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", 422),
+    ({"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "base64", "data": "A"}}]}]}, "messages[0].content[0].source.type", 400),
+    ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content[0].source.type", 400),
+    ({"messages": [{"role": "user", "content": [{**FOUND, "content": [{"type": "image"}]}]}]}, "messages[0].content[0].content", 400),
+    ({"messages": [{"role": "user", "content": [{**FOUND, "content": 7}]}]}, "messages[0].content[0].content", 422),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "source": "https://x"}]}]}, "messages[0].content[0].source.type", 400),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].source", 422),
     ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": "A"}}]}]}, "messages[0].content[0].source", 400),
     ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "file:///x"}}]}]}, "messages[0].content[0].source.type", 400),

@@ -8,13 +8,26 @@ three times as much to make. Nobody changes one after it was yielded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from jubal.core.errors import JubalError
+from jubal.core.generation import Effort
 from jubal.core.server_tools import OutputFile, Source, ToolKind
 from jubal.core.usage import Usage
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "turn_limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an answer is made with: the request's wish, or else a default. None: the engine's own choice, which it does not tell."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    reasoning: Effort | None = None
+
+
+UNTOLD: Final = Applied()
 
 
 @dataclass(slots=True)
@@ -29,6 +42,7 @@ class Started:
     created: int
     model: str
     fingerprint: str
+    applied: Applied = UNTOLD
 
 
 @dataclass(frozen=True, slots=True)

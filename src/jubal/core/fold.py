@@ -9,6 +9,8 @@ from typing import TypeAlias, assert_never
 
 from jubal.core.errors import EngineBroken
 from jubal.core.events import (
+    UNTOLD,
+    Applied,
     Citation,
     Event,
     Failed,
@@ -128,6 +130,11 @@ class Completion:
     sources: tuple[Source, ...] = ()
     tool_uses: tuple[tuple[ToolKind, int], ...] = ()
     ended: int | None = None
+    applied: Applied = UNTOLD
+
+    def started(self) -> Started:
+        """The event that it began with."""
+        return Started(self.id, self.created, self.model, self.fingerprint, self.applied)
 
 
 @dataclass(slots=True)
@@ -231,6 +238,7 @@ class Folder:
             end.sources,
             end.tool_uses,
             end.ended,
+            start.applied,
         )
 
 

@@ -628,6 +628,10 @@ def _in_its_conversation(generation: Generation, exchange: Exchange) -> Generati
     return replace(generation, cache_key=conversation)
 
 
+def _query(exchange: Exchange) -> dict[str, str]:
+    return dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
+
+
 class _KeptRoutes:
     """GET and DELETE of one kept answer, and GET of what was asked (xai-api.md 8.9)."""
 
@@ -643,6 +647,12 @@ class _KeptRoutes:
         identity, _, rest = exchange.path.removeprefix(RESPONSES + "/").rstrip("/").partition("/")
         if rest not in ("", "input_items"):
             raise NotFound(f"There is no route GET {exchange.path[:200]}.", code="unknown_url")
+        if not rest and _query(exchange).get("stream", "false").lower() != "false":
+            raise BadRequest(
+                "`stream`: a stored response is given whole; leave it out.",
+                param="stream",
+                code="unsupported_parameter",
+            )
         record = await self._answers.find(caller, identity)
         await exchange.reply(200, self._items(record, exchange) if rest else self._dialect.shown(record))
 
@@ -653,7 +663,7 @@ class _KeptRoutes:
         await exchange.reply(200, self._dialect.deleted(identity))
 
     def _items(self, record: bytes, exchange: Exchange) -> bytes:
-        query = dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
+        query = _query(exchange)
         limit = query.get("limit", "20")
         if not limit.isdecimal() or len(limit) > 9:
             raise BadRequest("`limit` must be a number between 1 and 100.", param="limit", code="invalid_value")

@@ -37,7 +37,7 @@ from jubal.core.errors import (
     NotIdentified,
     UnknownModel,
 )
-from jubal.core.events import Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta, UsageSoFar
+from jubal.core.events import Applied, Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta, UsageSoFar
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.money import NO_CHARGE, Charge, Price
@@ -527,11 +527,21 @@ class Pipeline:
             return self._again(admitted, admitted.kept, account)
         return self._answer(admitted, account)
 
+    def _started(self, admitted: Admitted, weights: Weights) -> Started:
+        generation = admitted.generation
+        temperature, top_p = generation.sampling.temperature, generation.sampling.top_p
+        applied = Applied(
+            weights.temperature if temperature is None else temperature,
+            weights.top_p if top_p is None else top_p,
+            generation.reasoning,
+        )
+        return Started(admitted.request_id, int(self._now()), admitted.model.name, weights.fingerprint, applied)
+
     async def _again(self, admitted: Admitted, kept: Kept, account: _Account) -> AsyncGenerator[Event, None]:
         """An answer that was given before: with the counts of then, and free."""
         account.asks(CACHE, kept.fingerprint)
         account.free = account.started = True
-        yield Started(admitted.request_id, int(self._now()), admitted.model.name, kept.fingerprint)
+        yield self._started(admitted, self.weights(admitted.model))
         for piece in kept.pieces:
             yield piece
         yield Finished(kept.reasons, kept.usage, estimated=kept.estimated, stops=kept.stops)
@@ -560,9 +570,7 @@ class Pipeline:
                                 if not account.started:
                                     attempt.answered()
                                     account.started = True
-                                    yield Started(
-                                        admitted.request_id, int(self._now()), model.name, weights.fingerprint
-                                    )
+                                    yield self._started(admitted, weights)
                                 yield event
                 return
             except (EngineError, AtCapacity) as error:

@@ -153,6 +153,7 @@ class _Request(msgspec.Struct):
     cache: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    functions: list[Any] | None = None
     tools: list[_Tool] | None = None
     tool_choice: str | _NamedTool | None = None
     parallel_tool_calls: bool | None = None
@@ -213,6 +214,10 @@ def _generation(asked: _Request) -> Generation:
         raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
     if not asked.messages:
         raise BadRequest("`messages` needs at least one message.", param="messages", code="empty_value")
+    if asked.functions:  # ignored, an answer would come that calls none of them
+        raise BadRequest(
+            "`functions` is an old spelling: send `tools`.", param="functions", code="unsupported_parameter"
+        )
     return Generation(
         model=asked.model,
         messages=tuple(_message(index, message) for index, message in enumerate(asked.messages)),

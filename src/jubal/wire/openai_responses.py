@@ -162,6 +162,8 @@ class _Request(msgspec.Struct):
     service_tier: str | None = None
     search_parameters: server_tools.SearchParameters | None = None
     response_format: Any = None
+    conversation: Any = None
+    prompt: Any = None
     cache: bool | None = None
 
 
@@ -184,6 +186,10 @@ def _generation(asked: _Request, messages: tuple[Message, ...]) -> Generation:
         raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
     if asked.response_format is not None:
         raise _wrong("response_format", "is `text.format` in this API")
+    if asked.conversation is not None:  # ignored, the model would not know what was said before
+        raise _wrong("conversation", "is not kept here: go on with `previous_response_id`, or send the items again")
+    if asked.prompt is not None:
+        raise _wrong("prompt", "templates are not kept here: send `input` and `instructions`")
     within("max_turns", asked.max_turns, 1, TURNS_MAX)
     within("top_k", asked.top_k, 1, TOKENS_MAX)
     within("min_p", asked.min_p, 0, 1)
@@ -341,6 +347,8 @@ class _Conversation:
                 self._reasoning(item)
             case "compaction":
                 self._compaction(where, item)
+            case "mcp_list_tools":
+                pass  # of another service's answer: which tools there are is asked anew
             case str() as kind if kind in SERVER_ITEMS:
                 self._server_call(item)
             case None:
@@ -561,7 +569,18 @@ class ResponsesRenderer:
             "incomplete_details": {"reason": reason} if reason else None,
             "error": error,
             **self._wishes.echo,
+            **self._decided(),
             "metadata": {**self._wishes.echo["metadata"], "system_fingerprint": start.fingerprint},
+        }
+
+    def _decided(self) -> dict[str, Any]:
+        """What the request left open, as it was decided for it; null where the engine does not tell."""
+        echo, applied = self._wishes.echo, self._start.applied
+        effort = echo["reasoning"]["effort"] or applied.reasoning
+        return {
+            "temperature": applied.temperature if echo["temperature"] is None else echo["temperature"],
+            "top_p": applied.top_p if echo["top_p"] is None else echo["top_p"],
+            "reasoning": {"effort": effort, "summary": "detailed" if effort not in (None, "none") else None},
         }
 
     def _finish(self, end: Finished) -> bytes:
@@ -697,8 +716,8 @@ class ResponsesRenderer:
         if self._text is not None:
             item, self._text = self._text, None
             self._items[item.number] = {**item.body, "status": "incomplete", "content": [self._text_part(item)]}
-        for item, _ in self._served.values():
-            self._items[item.number] = {**item.body, "status": "incomplete"}
+        for item, call in self._served.values():
+            self._items[item.number] = {**item.body, **server_tools.item_written(call), "status": "incomplete"}
         return frames
 
     # ------------------------------------------------------------------------------------------ calls
@@ -812,7 +831,6 @@ class ResponsesAsked:
     def _echo(self) -> dict[str, Any]:
         """The request or its defaults; keys are there also where they are null (xai-api.md 8.3)."""
         asked, told = self._asked, self._echoed
-        effort = self.generation.reasoning
         return {
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
@@ -820,14 +838,14 @@ class ResponsesAsked:
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
             "prompt_cache_key": asked.prompt_cache_key,
-            "reasoning": {"effort": effort, "summary": "detailed" if effort not in (None, "none") else None},
+            "reasoning": {"effort": self.generation.reasoning},
             "safety_identifier": asked.safety_identifier,
             "service_tier": SERVICE_TIER,
             "store": self.keep,
             "temperature": asked.temperature,
             "top_p": asked.top_p,
             "top_logprobs": asked.top_logprobs or 0,
-            "text": {"format": {"type": "text"}} if bytes(told.text) == b"null" else told.text,
+            "text": {"format": {"type": "text"}, **(msgspec.json.decode(told.text) or {})},
             "tool_choice": "auto" if bytes(told.tool_choice) == b"null" else told.tool_choice,
             "tools": [] if asked.tools is None else _without_secrets(bytes(told.tools)),
             "user": asked.user,
@@ -847,7 +865,7 @@ def _without_secrets(tools: bytes) -> list[dict[str, Any]]:
 
 def _events_of(completion: Completion) -> Iterator[Event]:
     """A whole answer as the events that it was made of."""
-    yield Started(completion.id, completion.created, completion.model, completion.fingerprint)
+    yield completion.started()
     choice = completion.choices[0]
     yield from choice.events()
     yield Finished(

@@ -75,8 +75,16 @@ class _TemplateAbilities(msgspec.Struct):
     supports_tool_calls: bool = False
 
 
+class _Sampled(msgspec.Struct):
+    temperature: float | None = None
+    top_p: float | None = None
+
+
 class _Defaults(msgspec.Struct):
+    """params: what it samples with where a request does not say."""
+
     n_ctx: int = 0
+    params: _Sampled = msgspec.field(default_factory=_Sampled)
 
 
 class _Props(msgspec.Struct):
@@ -144,6 +152,7 @@ class LlamaEngine:
         self._identity = Identity(model, context or (EMBEDDING_CONTEXT_MAX if embedding else CONTEXT_MAX))
         self._template_tools = self._identity.profile.template_tools or False
         self._template_thinks = False
+        self._sampled = _Sampled(self._identity.profile.temperature, self._identity.profile.top_p)
         self._guide = Guide()
         self._learned_of = 0
         self._process: Process | None = None
@@ -271,6 +280,8 @@ class LlamaEngine:
             json=True,
             schema=schema,
             token_prompts=True,
+            temperature=self._sampled.temperature,
+            top_p=self._sampled.top_p,
         )
 
     def _problem(self) -> str | None:
@@ -356,6 +367,7 @@ class LlamaEngine:
                 self._template_tools = told.supports_tools and told.supports_tool_calls
             self._template_thinks = any(word in props.chat_template for word in THINKING_WORDS)
             self._identity.bound(props.default_generation_settings.n_ctx)
+            self._sampled = _sampled(self._identity.profile, props.default_generation_settings.params)
 
     # Answering
 
@@ -474,6 +486,15 @@ class LlamaEngine:
                 rendered = await ask_tokens(session, "/apply-template", chat_body(turn))
                 prompts = (msgspec.json.decode(rendered, type=_Rendered).prompt,)
             return max([await _count(session, prompt) for prompt in prompts])
+
+
+def _sampled(ours: weights.Profile, its: _Sampled) -> _Sampled:
+    """Ours where there is one, else llama.cpp's own, which are 32-bit numbers."""
+
+    def first(own: float | None, told: float | None) -> float | None:
+        return own if own is not None else None if told is None else round(told, 6)
+
+    return _Sampled(first(ours.temperature, its.temperature), first(ours.top_p, its.top_p))
 
 
 async def _count(session: aiohttp.ClientSession, prompt: Prompt) -> int:

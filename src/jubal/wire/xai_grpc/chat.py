@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from jubal.core.errors import BadRequest, JubalError
+from jubal.core.events import Applied
 from jubal.core.fold import Completion
 from jubal.core.generation import Message
 from jubal.wire import compaction, kept
@@ -14,7 +15,7 @@ from jubal.wire.xai_grpc import errors
 from jubal.wire.xai_grpc.answer import ChunkRenderer, Wishes, response, usage_of
 from jubal.wire.xai_grpc.decode import decode, optional, wrong
 from jubal.wire.xai_grpc.pb import Proto, chat, deferred
-from jubal.wire.xai_grpc.request import generation_of, message_proto, messages_of
+from jubal.wire.xai_grpc.request import PROTO_EFFORTS, generation_of, message_proto, messages_of
 
 ID_CHARS_MAX: Final = 200
 SETTINGS: Final = (
@@ -27,7 +28,7 @@ SETTINGS: Final = (
     "top_p",
     "search_parameters",
 )
-"""What is told again only where it was asked for; other settings have a value always."""
+"""What is told again as it was asked for; where it was not, only if it is known what was decided."""
 
 
 class ChatAsked:
@@ -70,7 +71,7 @@ class ChatAsked:
     def whole(self, completion: Completion) -> bytes:
         """A GetChatCompletionResponse."""
         answer = response(completion, self._wishes, self._sealer)
-        self._settings(answer.settings)
+        self._settings(answer.settings, completion.applied)
         serialized: bytes = answer.SerializeToString()
         return serialized
 
@@ -83,9 +84,15 @@ class ChatAsked:
         """What is kept of the answer: the conversation for going on, and the response. Nothing of it is hidden from us."""
         return kept.record(kept.spoken(self.generation.messages, completion), self.whole(completion))
 
-    def _settings(self, settings: Proto) -> None:
-        """What was asked for or its defaults (xai-api.md 23.4)."""
+    def _settings(self, settings: Proto, applied: Applied) -> None:
+        """What was asked for or its defaults (xai-api.md 23.4). applied: those that were decided for this answer."""
         asked = self._asked
+        if applied.temperature is not None:
+            settings.temperature = applied.temperature
+        if applied.top_p is not None:
+            settings.top_p = applied.top_p
+        if applied.reasoning is not None:
+            settings.reasoning_effort = PROTO_EFFORTS[applied.reasoning]
         for name in SETTINGS:
             if asked.HasField(name):
                 if isinstance(value := getattr(asked, name), int | float | str):

@@ -45,6 +45,12 @@ EFFORTS: Final[dict[int, Effort]] = {
     chat.EFFORT_HIGH: "high",
     chat.EFFORT_XHIGH: "high",  # acts as high (xai-api.md 30)
 }
+PROTO_EFFORTS: Final[dict[Effort, int]] = {
+    "none": chat.EFFORT_NONE,
+    "low": chat.EFFORT_LOW,
+    "medium": chat.EFFORT_MEDIUM,
+    "high": chat.EFFORT_HIGH,
+}
 DETAILS: Final[dict[int, Literal["auto", "low", "high"]]] = {
     image.DETAIL_INVALID: "auto",
     image.DETAIL_AUTO: "auto",
