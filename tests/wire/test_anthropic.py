@@ -196,6 +196,7 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema", 422),
     ({"tools": [{"name": "f", "input_schema": {"type": "string"}}]}, "tools[0].input_schema", 400),
     ({"tools": [F, F]}, "tools", 400),
+    ({"mcp_servers": [{"type": "url", "url": "https://m.test", "name": "m"}]}, "mcp_servers", 400),
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type", 400),
     ({"tool_choice": {"type": "any"}}, "tool_choice", 400),
     ({"tool_choice": {"type": "tool", "name": "g"}, "tools": [F]}, "tool_choice.name", 400),

@@ -133,6 +133,7 @@ class _Request(msgspec.Struct):
     top_p: float | None = None
     top_k: int | None = None
     metadata: _Metadata | None = None
+    mcp_servers: list[Any] | None = None
     tools: list[_Tool] | None = None
     tool_choice: _Choice | None = None
     thinking: _Thinking | None = None
@@ -384,6 +385,8 @@ def _result_text(content: object) -> str:
 
 
 def _tools(asked: _Request) -> Tools:
+    if asked.mcp_servers:  # ignored, the model would be without its tools
+        raise _wrong("mcp_servers", 'stand among `tools` here, as {"type": "mcp", "server_label": …, "server_url": …}')
     functions: list[FunctionTool] = []
     served: list[ServerTool] = []
     for number, tool in enumerate(asked.tools or ()):
