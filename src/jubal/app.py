@@ -22,7 +22,6 @@ import structlog
 import uvicorn
 
 from jubal import __version__, catalogue, config
-from jubal.accounts import usage
 from jubal.accounts.guesses import WrongKeys
 from jubal.accounts.holds import Credit
 from jubal.accounts.keys import KeyRing
@@ -37,6 +36,7 @@ from jubal.core.model import Catalogue, Model
 from jubal.core.server_tools import ToolKind
 from jubal.engines.base import Engine
 from jubal.engines.embedder import Embedder
+from jubal.records import answers
 from jubal.records.sealing import FernetSealer
 from jubal.serving import health as health_of
 from jubal.serving.access import AccessLog
@@ -361,7 +361,7 @@ class Jubal:
 
     settings: config.Settings
     store: Store
-    usage_log: GroupCommit[usage.UsageRow]
+    usage_log: GroupCommit[answers.Entry]
     served: dict[str, Served]
     embedders: dict[str, ServedEmbedder]
     pipeline: Pipeline
@@ -456,7 +456,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
         admission = Admission(name, _concurrency(wanted, embedder), wanted.max_queued)
         embedders[name] = ServedEmbedder(embedder, admission, upstreams.breaker(name, wanted))
     store = store or Store.open(settings.store_url)
-    usage_log = GroupCommit(store, usage.record)
+    usage_log = GroupCommit(store, answers.settle)
     images = Images(image_fetcher(settings))
     credit = Credit(store)
     tiers = Tiers.configured(settings.tiers)

@@ -51,6 +51,20 @@ def test_a_stream_says_the_same(client: anthropic.Anthropic) -> None:
     assert text == whole.content[0].text == final.content[0].text
     assert final.stop_reason == whole.stop_reason
     assert final.usage.output_tokens == whole.usage.output_tokens
+    assert final.usage.service_tier == whole.usage.service_tier == "standard"
+
+
+def test_it_says_which_stop_sequence_ended_it(client: anthropic.Anthropic) -> None:
+    question = {"role": "user", "content": "What is the capital of France?"}
+    asked = {"model": MODEL, "max_tokens": 32, "messages": [question], "extra_body": COLD}
+    whole = client.messages.create(**asked, stop_sequences=["nowhere", " Paris"])
+    assert (whole.stop_reason, whole.stop_sequence) == ("stop_sequence", " Paris")
+    assert whole.content[0].text == "The capital of France is"
+    with client.messages.stream(**asked, stop_sequences=["nowhere", " Paris"]) as stream:
+        final = stream.get_final_message()
+    assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", " Paris")
+    natural = client.messages.create(**asked, stop_sequences=["nowhere"])
+    assert (natural.stop_reason, natural.stop_sequence) == ("end_turn", None)
 
 
 def test_tools_there_and_back(client: anthropic.Anthropic) -> None:

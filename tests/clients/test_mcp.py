@@ -45,7 +45,10 @@ async def test_every_dialect_tells_the_call_and_its_result(asked: tuple[Server, 
             messages=[{"role": "user", "content": "20 + 22?"}],
             tools=[tool],  # type: ignore[list-item]
         )
-    assert [kind for kind in types if "mcp_call" in kind][-1] == "response.mcp_call.completed"
+    assert [kind.removeprefix("response.") for kind in types if "mcp_call" in kind] == [
+        "mcp_call.in_progress", "mcp_call_arguments.delta", "mcp_call_arguments.done", "mcp_call.executing",
+        "mcp_call_output.delta", "mcp_call_output.done", "mcp_call.completed",
+    ]  # fmt: skip
     call = response.output[0]
     assert call.type == "mcp_call"
     assert (call.server_label, call.name, call.output, call.error) == ("box", "add", "42", None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -152,3 +154,20 @@ async def test_async_client_leaves_in_the_middle(real_server: Server) -> None:
             if chunk.choices[0].delta.content:
                 break
         await stream.close()
+
+
+def test_the_best_of_several_completions(client: openai.OpenAI) -> None:
+    """The same answers as all of them together, and of those the likeliest."""
+    asked: dict[str, Any] = {
+        "model": "grok-4",
+        "prompt": "Once upon a time",
+        "max_tokens": 6,
+        "seed": 3,
+        "temperature": 1.2,
+    }
+    every = client.completions.create(**asked, n=3, logprobs=0)
+    means = {choice.text: statistics.mean(choice.logprobs.token_logprobs) for choice in every.choices}  # type: ignore
+    best = client.completions.create(**asked, best_of=3, n=2)
+    assert [choice.text for choice in best.choices] == sorted(means, key=means.__getitem__, reverse=True)[:2]
+    assert best.usage is not None
+    assert best.usage.completion_tokens == every.usage.completion_tokens  # type: ignore[union-attr]

@@ -42,6 +42,23 @@ def test_whole_and_streamed_are_the_same(client: openai.OpenAI) -> None:
     assert len(pieces) > 1
 
 
+def test_it_tells_what_it_samples_with_where_nobody_said(client: openai.OpenAI) -> None:
+    """The defaults of the embedded model, as they are used."""
+    answer = client.responses.create(model=MODEL, input="hi", max_output_tokens=2)
+    assert (answer.temperature, answer.top_p) == (0.2, 0.9)
+    thinking = client.responses.create(model="grok-4-fast-reasoning", input="hi", max_output_tokens=2)
+    assert thinking.reasoning is not None
+    assert (thinking.reasoning.effort, thinking.reasoning.summary) == ("low", "detailed")
+
+
+def test_a_stored_response_is_not_streamed_again(client: openai.OpenAI) -> None:
+    """The SDK made an empty stream of the whole one that it got."""
+    stored = client.responses.create(model=MODEL, input="hi", max_output_tokens=2)
+    with pytest.raises(openai.BadRequestError, match="stream"):
+        client.responses.retrieve(stored.id, stream=True)
+    assert client.responses.retrieve(stored.id, stream=False).id == stored.id
+
+
 def test_going_on_and_forgetting(client: openai.OpenAI) -> None:
     first = client.responses.create(
         model=MODEL, input="My name is Ada.", instructions="You are brief.", max_output_tokens=12, temperature=0

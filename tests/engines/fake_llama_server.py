@@ -20,7 +20,10 @@ import time
 from pathlib import Path
 
 PROPS = {
-    "default_generation_settings": {"n_ctx": 1024},
+    "default_generation_settings": {
+        "n_ctx": 1024,
+        "params": {"temperature": 0.800000011920929, "top_p": 0.949999988079071},
+    },
     "chat_template_caps": {"supports_tools": False, "supports_tool_calls": False},
 }
 

@@ -311,12 +311,14 @@ async def test_a_projector_that_is_not_there(make: Make) -> None:
 async def test_weights_tell_the_file_and_what_the_child_holds(make: Make, home: Path) -> None:
     engine = make()
     assert engine.weights("any").name == "fake.gguf"
+    assert engine.weights("any").temperature is None, "not known before the child tells"
     await engine.start()
     await engine.ready()
     weights = engine.weights("any")
     assert weights.context == 1024, "less than was asked for: the child knows"
     assert weights.fingerprint == "fp_" + hashlib.sha256((home / "fake.gguf").read_bytes()).hexdigest()[:10]
     assert weights.input == ("text",)
+    assert (weights.temperature, weights.top_p) == (0.8, 0.95), "32-bit numbers as they are meant"
 
 
 async def test_tokens_are_counted(make: Make) -> None:

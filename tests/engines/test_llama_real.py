@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -116,6 +117,7 @@ async def test_what_it_is(engine: LlamaEngine) -> None:
     assert weights.fingerprint == "fp_b179c9523d"
     assert weights.context == CONTEXT
     assert weights.input == ("text",)
+    assert (weights.temperature, weights.top_p) == (0.2, 0.9)
 
 
 async def test_a_prompt_that_was_seen_before_is_cached(engine: LlamaEngine) -> None:
@@ -140,7 +142,24 @@ async def test_a_stop_text_ends_the_answer_and_is_not_in_it(engine: LlamaEngine)
     )
     events = await collect(engine, turn)
     assert text_of(events) == "The capital of France is"
-    assert end_of(events).reasons == ("stop",)
+    assert (end_of(events).reasons, end_of(events).stops) == (("stop",), (" Paris",))
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("raw", [True, False])
+async def test_it_says_which_stop_text_it_was(engine: LlamaEngine, live: bool, raw: bool) -> None:
+    """Not the model's own end, nor the bound; of several choices each for itself."""
+    asked = asks("What is the capital of France?", 32)
+    if raw:
+        asked = replace(asked, messages=(), prompts=("The capital of France is the city of",))
+    by_stop = {
+        stop: end_of(await collect(engine, replace(asked, live=live, sampling=Sampling(temperature=0, stop=(stop,)))))
+        for stop in (" Paris", "no such text")
+    }
+    assert (by_stop[" Paris"].reasons, by_stop[" Paris"].stops) == (("stop",), (" Paris",))
+    assert by_stop["no such text"].stops == ()
+    several = replace(asked, live=live, choices=2, sampling=Sampling(temperature=0, stop=("nothing", " Paris")))
+    assert end_of(await collect(engine, several)).stops == (" Paris", " Paris")
 
 
 async def test_seeds_repeat(engine: LlamaEngine) -> None:

@@ -385,3 +385,47 @@ def test_retry_delays() -> None:
     assert retry_delay_s(0, None, 1.0) == 2.0
     assert retry_delay_s(0, 5.0, 0.0) == 5.0
     assert retry_delay_s(0, 3600.0, 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("last", "stop"),
+    [
+        pytest.param({"stop_reason": "END"}, "END", id="vllm"),
+        pytest.param({"stop_reason": 2}, None, id="vllm, a token's number"),
+        pytest.param({"stop_reason": None}, None, id="vllm, the model's own end"),
+        pytest.param({"matched_stop": "\n\n"}, "\n\n", id="sglang"),
+        pytest.param({"matched_stop": 151645}, None, id="sglang, a token's number"),
+        pytest.param({"stop_reason": "end_turn"}, None, id="a gateway's own word, which nobody asked to stop at"),
+        pytest.param({}, None, id="openai, which does not tell"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_which_stop_string_ended_an_answer(last: dict[str, object], stop: str | None, whole: bool) -> None:
+    decoder = ChatDecoder(1, stops=("END", "\n\n"))
+    choice = {"index": 0, "finish_reason": "stop", **last}
+    if whole:
+        events = list(decoder.whole(json.dumps({"choices": [{**choice, "message": {"content": "a"}}]}).encode()))
+    else:
+        frames = (text("a"), {"choices": [{**choice, "delta": {}}]})
+        events = [event for frame in frames for event in decoder.feed(b"data: %b\n\n" % json.dumps(frame).encode())]
+        events += decoder.finish()
+    assert events == [TextDelta("a"), TurnEnded(("stop",), None, () if stop is None else (stop,))]
+
+
+def test_llama_cpp_tells_its_stopping_word_beside_the_choices() -> None:
+    decoder = ChatDecoder(1, stops=(" 7",))
+    end = {**STOP, "__verbose": {"index": 0, "stop_type": "word", "stopping_word": " 7", "prompt": "1, 2"}}
+    payloads = b"".join(b"data: %b\n\n" % json.dumps(one).encode() for one in (text("a"), end))
+    assert [*decoder.feed(payloads), *decoder.finish()][-1] == TurnEnded(("stop",), None, (" 7",))
+
+
+def test_only_the_choice_that_met_it_has_a_stop_string() -> None:
+    decoder = ChatDecoder(2, stops=("END",))
+    ends = {
+        "choices": [
+            {"index": 0, "delta": {"content": "a"}, "finish_reason": "length", "stop_reason": None},
+            {"index": 1, "delta": {"content": "b"}, "finish_reason": "stop", "stop_reason": "END"},
+        ]
+    }
+    events = [*decoder.feed(b"data: %b\n\n" % json.dumps(ends).encode()), *decoder.finish()]
+    assert events[-1] == TurnEnded(("length", "stop"), None, (None, "END"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from jubal.core.events import TurnEnded
 from jubal.core.generation import FunctionTool, Sampling, Tools
 from jubal.engines.openai_compat import OpenAICompatEngine
 from jubal.engines.quirks import adapted
@@ -46,3 +48,25 @@ def test_what_vllm_takes_as_it_stands_is_left_alone(sampling: Sampling) -> None:
     several = replace(one_turn(choices=2), sampling=sampling)
     assert adapted(several, "vllm") == several
     assert adapted(one_turn(), "vllm") == one_turn()
+
+
+@pytest.mark.parametrize(("owner", "asked"), [("llamacpp", True), ("vllm", False)])
+async def test_llama_cpp_is_asked_to_name_its_stopping_word(owner: str, asked: bool) -> None:
+    last = {
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+        "__verbose": {"index": 0, "stopping_word": "END"},
+    }
+    answer = says(piece("a"), b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(last).encode())
+    async with upstream(answer, models=lists({**ENTRY, "owned_by": owner})) as there:
+        probe = UpstreamProbe(there.url)
+        engine = OpenAICompatEngine("box", there.url, facts=probe.facts)
+        await engine.start()
+        plain = one_turn(model="up")
+        stopping = replace(plain, sampling=Sampling(stop=("END",)))
+        try:
+            await probe.probe()
+            ends = [[event async for event in engine.stream(turn)][-1] for turn in (plain, stopping)]
+        finally:
+            await engine.close()
+    assert ["verbose" in body for body in there.bodies] == [False, asked]
+    assert [end.stops for end in ends if isinstance(end, TurnEnded)] == [(), ("END",)]

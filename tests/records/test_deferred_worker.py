@@ -22,6 +22,7 @@ from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.money import Price
 from jubal.core.usage import Usage
+from jubal.records import answers
 from jubal.records import deferred as records
 from jubal.serving.admission import Admission
 from jubal.serving.breaker import Breaker, never
@@ -88,7 +89,7 @@ async def gateway(
         store.transact(keys.create, team_id=team.id, name="k", now_us=NOW_US)
     caller = store.read(keys.caller_of, store.read(keys.listing)[0].id, NOW_US)
     admission = Admission(engine.name, None, 5)
-    log = GroupCommit(store, usage.record)
+    log = GroupCommit(store, answers.settle)
     model = Model("grok-4", engine.name, "up", price=Price(3, 1, 5))
     pipeline = Pipeline(
         Catalogue.of([model]),

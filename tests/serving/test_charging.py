@@ -29,6 +29,7 @@ from jubal.core.money import Price
 from jubal.core.server_tools import WebSearch
 from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus
+from jubal.records import answers
 from jubal.serving.admission import Admission
 from jubal.serving.charging import Charging
 from jubal.serving.pipeline import Pipeline, Served
@@ -57,7 +58,7 @@ class Log:
     """A group commit that can be slow or fail after it was done."""
 
     def __init__(self, store: Store) -> None:
-        self.group = GroupCommit(store, usage.record)
+        self.group = GroupCommit(store, answers.settle)
         self.rows: list[UsageRow] = []
         self.fails = False
         self.pause_s = 0.0

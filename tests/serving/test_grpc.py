@@ -14,7 +14,7 @@ import xai_sdk
 from xai_sdk.chat import user
 from xai_sdk.tools import code_execution, get_tool_call_type, web_search
 
-from jubal.accounts import keys, teams, usage
+from jubal.accounts import keys, teams
 from jubal.accounts.guesses import WrongKeys
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import MemoryLimiter
@@ -24,6 +24,7 @@ from jubal.core.events import TextDelta, ToolCall, TurnEnded
 from jubal.core.model import Catalogue, Model, Weights
 from jubal.core.server_tools import Source
 from jubal.core.usage import Usage
+from jubal.records import answers
 from jubal.records.sealing import FernetSealer
 from jubal.serving.admission import Admission
 from jubal.serving.answers import Answers
@@ -54,7 +55,7 @@ async def serving(
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
         team = store.read(teams.default)
         _, secret = store.transact(keys.create, team_id=team.id, name="k", now_us=1)
-        log = GroupCommit(store, usage.record)
+        log = GroupCommit(store, answers.settle)
         toolbox = Toolbox({family.kind: family for family in families})
         model = Model("grok-4", engine.name, "up")
         served = {engine.name: Served(engine, Admission(engine.name, None, 5))}

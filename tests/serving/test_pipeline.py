@@ -27,8 +27,8 @@ from jubal.core.errors import (
     TooFast,
     UnknownModel,
 )
-from jubal.core.events import Event, Finished, Started, TextDelta, TurnEnded, UsageSoFar
-from jubal.core.generation import Bounds, Generation, ImagePart, Message, TextPart
+from jubal.core.events import Applied, Event, Finished, Started, TextDelta, TurnEnded, UsageSoFar
+from jubal.core.generation import Bounds, Generation, ImagePart, Message, Sampling, TextPart
 from jubal.core.grammar import ANSWER, Checker
 from jubal.core.model import Catalogue, Model, Weights
 from jubal.core.money import Price
@@ -425,3 +425,20 @@ def test_request_ids_are_uuids_in_order_of_time() -> None:
     assert all(uuid.UUID(one).variant == uuid.RFC_4122 for one in ids)
     assert max(ids[:100]) < min(ids[200:])
     assert abs(time.time() - int(ids[-1].replace("-", "")[:12], 16) / 1000) < 60
+
+
+@pytest.mark.parametrize(
+    ("sampling", "applied"),
+    [
+        (Sampling(), Applied(0.2, 0.9)),
+        (Sampling(temperature=0, top_p=0.5), Applied(0, 0.5)),
+    ],
+)
+async def test_an_answer_says_what_it_is_made_with(sampling: Sampling, applied: Applied) -> None:
+    engine = ScriptedEngine(GOOD, weights=Weights("w", "fp_0000000000", temperature=0.2, top_p=0.9))
+    made, _ = pipeline(engine)
+    admitted = made.admit(CALLER, "chat", replace(ASKED, sampling=sampling), request_id="r")
+    events = [event async for event in made.run(admitted)]
+    assert isinstance(events[0], Started)
+    assert events[0].applied == applied
+    assert engine.turns[0].sampling == sampling, "the engine applies its own defaults"

@@ -133,6 +133,38 @@ def test_structured_output() -> None:
         assert parse(**fields).generation.output == JsonOutput('{"type":"object","properties":{}}')
 
 
+FOUND = {
+    "type": "search_result",
+    "source": "https://a.test",
+    "title": "A",
+    "content": [{"type": "text", "text": "Ada is 36."}],
+}
+PAPER = {"type": "document", "title": "A", "source": {"type": "text", "media_type": "text/plain", "data": "Ada is 36."}}
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        (FOUND, "A\nhttps://a.test\nAda is 36."),
+        (
+            {**FOUND, "citations": {"enabled": True}, "cache_control": {"type": "ephemeral"}},
+            "A\nhttps://a.test\nAda is 36.",
+        ),
+        (PAPER, "A\nAda is 36."),
+        ({**PAPER, "title": None, "source": {"type": "content", "content": "x"}}, "x"),
+        ({**PAPER, "title": None, "source": {"type": "content", "content": FOUND["content"]}}, "Ada is 36."),
+    ],
+)
+def test_search_results_and_documents_are_read_as_text(block: dict[str, Any], text: str) -> None:
+    """Also where they are what a tool gave: there, the source of a search result was taken for an image's."""
+    said = parse(messages=[{"role": "user", "content": [block, {"type": "text", "text": "How old?"}]}]).generation
+    assert [part.text for part in said.messages[0].parts if isinstance(part, TextPart)] == [text, "How old?"]
+    given = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+    use = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+    asked = parse(messages=[*HI, {"role": "assistant", "content": [use]}, {"role": "user", "content": [given]}])
+    assert asked.generation.messages[-1].text == text
+
+
 BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"model": ""}, "model", 400),
     ({"model": 7}, "model", 422),
@@ -141,6 +173,11 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"messages": [{"role": "user"}]}, "messages[0].content", 422),
     ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "messages[0].content[0].type", 400),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text", 422),
+    ({"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "base64", "data": "A"}}]}]}, "messages[0].content[0].source.type", 400),
+    ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content[0].source.type", 400),
+    ({"messages": [{"role": "user", "content": [{**FOUND, "content": [{"type": "image"}]}]}]}, "messages[0].content[0].content", 400),
+    ({"messages": [{"role": "user", "content": [{**FOUND, "content": 7}]}]}, "messages[0].content[0].content", 422),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "source": "https://x"}]}]}, "messages[0].content[0].source.type", 400),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].source", 422),
     ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": "A"}}]}]}, "messages[0].content[0].source", 400),
     ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "file:///x"}}]}]}, "messages[0].content[0].source.type", 400),
@@ -159,6 +196,7 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema", 422),
     ({"tools": [{"name": "f", "input_schema": {"type": "string"}}]}, "tools[0].input_schema", 400),
     ({"tools": [F, F]}, "tools", 400),
+    ({"mcp_servers": [{"type": "url", "url": "https://m.test", "name": "m"}]}, "mcp_servers", 400),
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type", 400),
     ({"tool_choice": {"type": "any"}}, "tool_choice", 400),
     ({"tool_choice": {"type": "tool", "name": "g"}, "tools": [F]}, "tool_choice.name", 400),
@@ -282,6 +320,30 @@ def test_an_empty_answer_has_a_block_all_the_same() -> None:
     message = assembled(frames(events))
     assert message["content"] == [{"type": "text", "text": ""}]
     assert message["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (Finished(("stop",), Usage(1, 1), stops=("END",)), ("stop_sequence", "END")),
+        (Finished(("stop",), Usage(1, 1), stops=(None,)), ("end_turn", None)),
+        (Finished(("stop",), Usage(1, 1)), ("end_turn", None)),
+        (Finished(("length",), Usage(1, 1)), ("max_tokens", None)),
+    ],
+)
+def test_the_stop_sequence_that_ended_it_is_named(end: Finished, told: tuple[str, str | None]) -> None:
+    events: list[Event] = [EVENTS[0], TextDelta("x"), end]
+    folder = Folder()
+    for event in events:
+        folder.feed(event)
+    assert folder.completion is not None
+    for message in (json.loads(parse().whole(folder.completion)), assembled(frames(events))):
+        assert (message["stop_reason"], message["stop_sequence"]) == told
+    legacy = AnthropicComplete().parse(b'{"model": "m", "prompt": "hi", "max_tokens_to_sample": 5}')
+    last = b"".join(legacy.renderer().feed(event) for event in events).split(b"data: ")[-1]
+    for body in (json.loads(legacy.whole(folder.completion)), json.loads(last)):
+        assert body["stop"] == told[1]
+        assert body["stop_reason"] == ("max_tokens" if told[0] == "max_tokens" else "stop_sequence")
 
 
 def test_a_broken_stream_closes_its_block_and_says_so() -> None:

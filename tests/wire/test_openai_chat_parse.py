@@ -152,6 +152,7 @@ BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"model": 7}, "model", 422),
     ({"model": ""}, "model", 400),
     ({"messages": []}, "messages", 400),
+    ({"functions": [{"name": "f"}]}, "functions", 400),
     ({"messages": "hi"}, "messages", 422),
     ({"messages": [7]}, "messages[0]", 422),
     ({"messages": [{"content": "x"}]}, "messages[0].role", 422),

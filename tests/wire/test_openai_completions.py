@@ -449,3 +449,61 @@ def test_the_decoder_tells_a_cut_stream_from_a_whole_one() -> None:
     list(decoder.feed(TABLE[0].frames[1].encode()))
     with pytest.raises(EngineBroken):
         list(decoder.finish())
+
+
+# ---------------------------------------------------------------------------------------------- the best of several
+
+
+def of(choice: int, text: str, *logprobs: float) -> TextDelta:
+    return TextDelta(text, choice, tuple(TokenLogprob(Likely("x", one)) for one in logprobs))
+
+
+SEVERAL = [
+    Started("i", 1, "m", "fp_0000000000"),
+    of(0, "bad", -4.0),
+    of(1, "long and good", -0.1, -0.3, -0.2),
+    of(2, "good", -0.1),
+    of(3, "good too", -0.3),
+    of(4, "bad", -1.0),
+    of(5, "best", -0.2),
+]
+
+
+def test_the_likeliest_answers_of_each_prompt_are_given() -> None:
+    """By the mean of their tokens: a long answer is not worse for being long."""
+    asked = parse(prompt=["a", "b"], best_of=3, n=2, echo=True)
+    assert (asked.generation.choices, asked.generation.logprobs) == (3, 0)
+    end = Finished(("length", "stop", "stop", "stop", "stop", "stop"), Usage(2, 60))
+    body = folded(asked, *SEVERAL, end)
+    assert [(one["index"], one["text"]) for one in body["choices"]] == [
+        (0, "agood"), (1, "along and good"), (2, "bbest"), (3, "bgood too"),
+    ]  # fmt: skip
+    assert [one["logprobs"] for one in body["choices"]] == [None] * 4, "nobody asked for them"
+    assert body["usage"]["completion_tokens"] == 60, "all that were made are paid for"
+
+
+def test_an_engine_that_tells_no_probabilities_gives_its_first() -> None:
+    asked = parse(best_of=2)
+    events = [SEVERAL[0], TextDelta("one"), TextDelta("two", 1), Finished(("stop", "stop"), Usage(1, 2))]
+    assert [one["text"] for one in folded(asked, *events)["choices"]] == ["one"]
+
+
+def test_as_many_as_are_wanted_keep_their_order() -> None:
+    asked = parse(best_of=2, n=2, logprobs=1)
+    end = Finished(("stop", "stop"), Usage(1, 2))
+    body = folded(asked, SEVERAL[0], of(0, "bad", -4.0), of(1, "good", -0.1), end)
+    assert [one["text"] for one in body["choices"]] == ["bad", "good"]
+    assert body["choices"][0]["logprobs"]["token_logprobs"] == [-4.0]
+
+
+@pytest.mark.parametrize("fields", [{"best_of": 2}, {"best_of": 3, "n": 2}])
+def test_the_best_can_not_be_streamed(fields: dict[str, int]) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse(**fields, stream=True)
+    assert caught.value.param == "best_of"
+    assert parse(best_of=2, n=2, stream=True).generation.choices == 2
+
+
+def test_candidates_count_as_answers() -> None:
+    with pytest.raises(BadRequest, match="more than 128"):
+        parse(prompt=["a"] * 65, best_of=2)

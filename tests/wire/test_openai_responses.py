@@ -9,6 +9,7 @@ import pytest
 
 from jubal.core.errors import BadRequest, EngineBroken
 from jubal.core.events import (
+    Applied,
     Citation,
     Event,
     Failed,
@@ -101,6 +102,9 @@ def test_the_other_fields() -> None:
 BAD: list[tuple[dict[str, Any], str, int]] = [
     ({"model": ""}, "model", 400),
     ({"input": []}, "input", 400),
+    ({"conversation": "conv_1"}, "conversation", 400),
+    ({"conversation": {"id": "conv_1"}}, "conversation", 400),
+    ({"prompt": {"id": "pmpt_1"}}, "prompt", 400),
     ({"input": 7}, "input", 422),
     ({"input": [{"type": "message", "role": "owner", "content": "x"}]}, "input[0].role", 422),
     ({"input": [{"role": "user"}]}, "input[0].content", 422),
@@ -235,7 +239,8 @@ def test_a_stream_has_every_event_in_order() -> None:
         "output_item.added", "custom_tool_call_input.delta", "custom_tool_call_input.done", "output_item.done",
         "output_item.added", "code_interpreter_call.in_progress", "code_interpreter_call_code.delta", "code_interpreter_call_code.done",
         "code_interpreter_call.interpreting", "code_interpreter_call.completed", "output_item.done",
-        "output_item.added", "mcp_call.in_progress", "mcp_call_arguments.delta", "mcp_call_arguments.done", "mcp_call.completed", "output_item.done",
+        "output_item.added", "mcp_call.in_progress", "mcp_call_arguments.delta", "mcp_call_arguments.done", "mcp_call.executing",
+        "mcp_call_output.delta", "mcp_call_output.done", "mcp_call.completed", "output_item.done",
         "output_item.added", "content_part.added", "output_text.delta", "output_text.delta", "output_text.annotation.added",
         "output_text.done", "content_part.done", "output_item.done",
         "output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done",
@@ -281,6 +286,88 @@ def test_interleaved_calls() -> None:
     assert [item["type"] for item in items_of(frames(events))] == ["web_search_call", "code_interpreter_call"]
 
 
+PIECES = {
+    "response.custom_tool_call_input.delta": "input",
+    "response.code_interpreter_call_code.delta": "code",
+    "response.mcp_call_arguments.delta": "arguments",
+    "response.mcp_call_output.delta": "output",
+    "response.function_call_arguments.delta": "arguments",
+}
+
+
+def test_the_pieces_of_a_call_join_to_what_its_item_ends_with() -> None:
+    """As clients do it: from the item that was added, piece after piece."""
+    seen = frames(EVENTS, **EVERYTHING)
+    items = {
+        event["output_index"]: dict(event["item"]) for event in seen if event["type"] == "response.output_item.added"
+    }
+    for event in seen:
+        if (name := PIECES.get(event["type"])) is not None:
+            item = items[event["output_index"]]
+            item[name] = (item.get(name) or "") + event["delta"]
+    ended = {event["output_index"]: event["item"] for event in seen if event["type"] == "response.output_item.done"}
+    joined = [(number, name) for number, item in items.items() for name in set(PIECES.values()) & set(item)]
+    assert len(joined) >= 5
+    for number, name in joined:
+        assert items[number][name] == ended[number][name]
+
+
+def test_an_mcp_call_that_fails_says_why_in_its_item() -> None:
+    call = ServerToolCall("m1", "mcp", "box.fail", "{}")
+    failed = ServerToolResult("m1", "mcp", "box.fail", False, "The call failed: out of paper", 0.1)
+    seen = frames([EVENTS[0], call, failed, EVENTS[-1]])
+    kinds = [event["type"] for event in seen if "mcp" in event["type"]]
+    assert kinds[-2:] == ["response.mcp_call.executing", "response.mcp_call.failed"]
+    [item] = items_of(seen)
+    assert (item["status"], item["output"], item["error"]) == ("failed", None, "The call failed: out of paper")
+
+
+def test_a_call_that_was_cut_has_what_the_model_wrote() -> None:
+    call = ServerToolCall("m1", "mcp", "box.add", '{"a":1}')
+    last = frames([EVENTS[0], call, Failed(EngineBroken("gone"))])[-1]["response"]
+    assert [(item["status"], item["arguments"]) for item in last["output"]] == [("incomplete", '{"a":1}')]
+
+
+def test_tools_that_another_service_listed_are_left_out() -> None:
+    listed = {
+        "type": "mcp_list_tools",
+        "id": "l",
+        "server_label": "box",
+        "tools": [{"name": "add", "input_schema": {}}],
+    }
+    messages = parse(
+        input=[{"role": "user", "content": "hi"}, listed, {"role": "user", "content": "ho"}]
+    ).generation.messages
+    assert [message.text for message in messages] == ["hi", "ho"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "applied", "told"),
+    [
+        ({}, Applied(0.2, 0.9, "low"), (0.2, 0.9, {"effort": "low", "summary": "detailed"})),
+        ({}, Applied(), (None, None, {"effort": None, "summary": None})),
+        (
+            {"temperature": 0, "top_p": 0.5, "reasoning": {"effort": "none"}},
+            Applied(0.0, 0.5, "none"),
+            (0, 0.5, {"effort": "none", "summary": None}),
+        ),
+    ],
+)
+def test_what_was_left_open_is_told_as_it_was_decided(
+    asked: dict[str, Any], applied: Applied, told: tuple[object, ...]
+) -> None:
+    events = [Started("R", 1, "grok-4", "fp_0", applied), TextDelta("a"), EVENTS[-1]]
+    seen = frames(events, **asked)
+    whole = json.loads(parse(**asked).whole(completion(events)))
+    for response in (seen[0]["response"], seen[-1]["response"], whole):
+        assert (response["temperature"], response["top_p"], response["reasoning"]) == told
+
+
+def test_a_text_setting_without_a_format_is_told_with_one() -> None:
+    last = frames([EVENTS[0], TextDelta("a"), EVENTS[-1]], text={"verbosity": "low"})[-1]["response"]
+    assert last["text"] == {"format": {"type": "text"}, "verbosity": "low"}
+
+
 def test_an_incomplete_message_is_not_done() -> None:
     seen = frames([EVENTS[0], TextDelta("half"), Finished(("length",), Usage(1, 1), 0)])
     assert [event["type"] for event in seen[-2:]] == ["response.output_text.delta", "response.incomplete"]
@@ -313,12 +400,20 @@ def test_going_on_replays_our_own_calls_and_results() -> None:
     assert messages[2].reasoning == "hm"
     assert messages[-2].calls == (PastCall("t1", "f", '{"a":1}'),)
     assert messages[-1].text == "done"
-    assert "SECRET" not in record.decode()
+    assert b"SECRET" not in record
 
     third = parse(input="more", previous_response_id="R2")
     third.go_on_from(second.record(completion([*EVENTS[:1], TextDelta("ok"), EVENTS[-1]])))
     assert [message.role for message in third.generation.messages[-2:]] == ["assistant", "user"]
     assert len(third.generation.messages) == len(messages) + 2
+
+
+def test_it_can_be_asked_past_the_cache() -> None:
+    assert [parse(**fields).generation.cache for fields in ({}, {"cache": None}, {"cache": False})] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_what_is_kept_can_be_shown() -> None:

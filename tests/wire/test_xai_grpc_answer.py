@@ -11,7 +11,8 @@ from google.protobuf import json_format
 from jubal.core import errors as core
 from jubal.core.embedding import Embeddings, pack
 from jubal.core.errors import JubalError
-from jubal.core.events import (
+from jubal.core.events import Applied, (
+    Applied,
     Citation,
     Event,
     Finished,
@@ -130,7 +131,7 @@ def test_a_plain_answer() -> None:
 )
 def test_the_service_tier_that_was_given_is_told(tier: str, wanted: bool, given: bool, told: int) -> None:
     assert asked(service_tier=tier).generation.priority is wanted
-    events = [replace(START, priority=given), TextDelta("a"), Finished(("stop",), Usage(5, 2))]
+    events = [replace(START, applied=Applied(priority=given)), TextDelta("a"), Finished(("stop",), Usage(5, 2))]
     assert {chunk.service_tier for chunk in chunks(events, service_tier=tier)} == {told}
     assert whole(events, service_tier=tier).service_tier == told
 
@@ -314,6 +315,17 @@ def test_settings_echo_and_hide_secrets() -> None:
     assert not settings.HasField("top_p")
     assert b"SECRET" not in body
     assert b"SECRET" not in request.record(completion([START, TextDelta("a"), Finished(("stop",), Usage(1, 1), 1)]))
+
+
+def test_settings_that_were_left_open_are_told_as_they_were_decided() -> None:
+    decided = Started("id-1", 1, "grok-4", "fp_0", Applied(0.5, 0.75, "high"))
+    for start, fields, told in (
+        (decided, {}, (0.5, 0.75, pb.chat.EFFORT_HIGH)),
+        (decided, {"reasoningEffort": "EFFORT_XHIGH"}, (0.5, 0.75, pb.chat.EFFORT_XHIGH)),
+    ):
+        body = asked(**fields).whole(completion([start, TextDelta("a"), Finished(("stop",), Usage(1, 1), 1)]))
+        settings = pb.chat.GetChatCompletionResponse.FromString(body).settings
+        assert (settings.temperature, settings.top_p, settings.reasoning_effort) == told
 
 
 def test_a_kept_answer_is_gone_on_from_with_what_was_hidden() -> None:

@@ -81,7 +81,7 @@ async def run(
     if ended is None:
         raise _no_end()
     tally.see(ended)
-    yield Finished(ended.reasons, tally.usage(turn), estimated=not tally.exact)
+    yield Finished(ended.reasons, tally.usage(turn), estimated=not tally.exact, stops=ended.stops)
 
 
 def _without_server_tools(turn: Generation) -> Generation:
@@ -140,7 +140,8 @@ class _Agent:
             reason = self._reason_to_end(got, got.ended)
             if reason is not None:
                 sources = tuple(self._bench.sources)
-                yield Finished((reason,), self._spent, None, self._estimated, sources, self._bench.uses)
+                stops = got.ended.stops if reason == "stop" else ()
+                yield Finished((reason,), self._spent, None, self._estimated, sources, self._bench.uses, stops=stops)
                 return
             self._go_on(got, results, stuck=again)
 

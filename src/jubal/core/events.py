@@ -8,13 +8,30 @@ three times as much to make. Nobody changes one after it was yielded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from jubal.core.errors import JubalError
+from jubal.core.generation import Effort
 from jubal.core.server_tools import OutputFile, Source, ToolKind
 from jubal.core.usage import Usage
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "turn_limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an answer is made with: the request's wish, or else a default. None: the engine's own choice, which it does not tell.
+
+    priority: it went before others, and costs more.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    reasoning: Effort | None = None
+    priority: bool = False
+
+
+UNTOLD: Final = Applied()
 
 
 @dataclass(slots=True)
@@ -22,14 +39,14 @@ class Started:
     """The first event of every answer, and the only place where ids and times come from.
 
     id: a bare UUID, also the x-request-id. created: Unix seconds. model: the resolved public name. fingerprint: names the
-    weights that answer (`fp_` and hex digits). priority: it went before others, and costs more.
+    weights that answer (`fp_` and hex digits).
     """
 
     id: str
     created: int
     model: str
     fingerprint: str
-    priority: bool = False
+    applied: Applied = UNTOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +152,12 @@ class TurnEnded:
     """An engine's last event. reasons: one per choice, in order.
 
     usage: of this turn, all choices together; None: the engine does not tell, and it has to be estimated.
+    stops: the stop string that ended each choice, None where none did or the engine does not tell; empty: it tells of no choice.
     """
 
     reasons: tuple[FinishReason, ...]
     usage: Usage | None
+    stops: tuple[str | None, ...] = ()
 
 
 @dataclass(slots=True)
@@ -146,7 +165,7 @@ class Finished:
     """The last event of a good answer. cost_ticks: None where nobody prices it. estimated: no engine told `usage`.
 
     sources: all that server tools met, each once, in the order of their numbers. tool_uses: calls of server tools that went
-    well, by kind. ended: Unix seconds, None where no clock is at hand.
+    well, by kind. ended: Unix seconds, None where no clock is at hand. stops: as in `TurnEnded`.
     """
 
     reasons: tuple[FinishReason, ...]
@@ -156,6 +175,11 @@ class Finished:
     sources: tuple[Source, ...] = ()
     tool_uses: tuple[tuple[ToolKind, int], ...] = ()
     ended: int | None = None
+    stops: tuple[str | None, ...] = ()
+
+    def stop_of(self, choice: int) -> str | None:
+        """The stop string that ended a choice; None where none did, or nobody tells."""
+        return self.stops[choice] if self.stops else None
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ from typing import TypeAlias, assert_never
 
 from jubal.core.errors import EngineBroken
 from jubal.core.events import (
+    UNTOLD,
+    Applied,
     Citation,
     Event,
     Failed,
@@ -58,12 +60,16 @@ Item: TypeAlias = TextItem | ReasoningItem | ToolCall | ServerItem
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer of a completion. items: all of it, in the order in which it began."""
+    """One answer of a completion. items: all of it, in the order in which it began.
+
+    stop: the stop string that ended it; None where none did, or the engine does not tell.
+    """
 
     items: tuple[Item, ...]
     reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
     citations: tuple[Citation, ...] = ()
+    stop: str | None = None
 
     @property
     def text(self) -> str:
@@ -124,7 +130,11 @@ class Completion:
     sources: tuple[Source, ...] = ()
     tool_uses: tuple[tuple[ToolKind, int], ...] = ()
     ended: int | None = None
-    priority: bool = False
+    applied: Applied = UNTOLD
+
+    def started(self) -> Started:
+        """The event that it began with."""
+        return Started(self.id, self.created, self.model, self.fingerprint, self.applied)
 
 
 @dataclass(slots=True)
@@ -164,9 +174,9 @@ class _Open:
                 self.answered = True
                 return
 
-    def close(self, reason: FinishReason) -> Choice:
+    def close(self, reason: FinishReason, stop: str | None) -> Choice:
         items = (item.kind("".join(item.pieces)) if isinstance(item, _Pieces) else item for item in self.items)
-        return Choice(tuple(items), reason, tuple(self.logprobs), tuple(self.citations))
+        return Choice(tuple(items), reason, tuple(self.logprobs), tuple(self.citations), stop)
 
 
 class Folder:
@@ -213,7 +223,9 @@ class Folder:
 
     def _close(self, end: Finished) -> Completion:
         assert self._started is not None, "Started comes first"
-        choices = tuple(self._choice(index).close(reason) for index, reason in enumerate(end.reasons))
+        choices = tuple(
+            self._choice(index).close(reason, end.stop_of(index)) for index, reason in enumerate(end.reasons)
+        )
         start = self._started
         return Completion(
             start.id,
@@ -226,7 +238,7 @@ class Folder:
             end.sources,
             end.tool_uses,
             end.ended,
-            start.priority,
+            start.applied,
         )
 
 

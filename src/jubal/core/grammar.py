@@ -66,6 +66,8 @@ class Checker:
                 raise OutOfOrder(f"{kind.__name__} for choice {event.choice} of {self._choices}")
         if isinstance(event, TurnEnded | Finished) and len(event.reasons) != self._choices:
             raise OutOfOrder(f"{len(event.reasons)} finish reasons for {self._choices} choices")
+        if isinstance(event, TurnEnded | Finished) and len(event.stops) not in (0, self._choices):
+            raise OutOfOrder(f"{len(event.stops)} stop strings for {self._choices} choices")
         self._last = kind
 
     def end(self) -> None:

@@ -20,6 +20,7 @@ class Weights:
     tools: can call functions. json: can be held to JSON and to a JSON Schema. schema: what of a JSON Schema it obeys; None: it
     decides itself, and says so.
     token_prompts: takes prompts as token ids. fill: can write what comes before a given suffix.
+    temperature, top_p: what it samples with where a request does not say; None: it does not tell.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Weights:
     schema: Support | None = None
     token_prompts: bool = False
     fill: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

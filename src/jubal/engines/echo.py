@@ -49,30 +49,38 @@ class EchoEngine:
         prompts = [prompt for prompt in turn.prompts if isinstance(prompt, str)]
         heard = prompts or [message.text for message in turn.messages]
         reasons: list[FinishReason] = []
+        stops: list[str | None] = []
         said = 0
         for text in prompts or heard[-1:]:
-            words, reason = _said(text, turn)
+            words, reason, stop = _said(text, turn)
             for _ in range(turn.choices):
                 for word in words:
                     yield TextDelta(word, len(reasons))
                 reasons.append(reason)
+                stops.append(stop)
                 said += len(words)
-        yield TurnEnded(tuple(reasons), Usage(sum(len(_words(text)) for text in heard), said, 0))
+        usage = Usage(sum(len(_words(text)) for text in heard), said, 0)
+        yield TurnEnded(tuple(reasons), usage, tuple(stops) if any(stops) else ())
 
 
-def _said(text: str, turn: Generation) -> tuple[list[str], FinishReason]:
-    """What of `text` is said back, and why no more."""
-    said, cut = _until_stop(text, turn.sampling.stop)
+def _said(text: str, turn: Generation) -> tuple[list[str], FinishReason, str | None]:
+    """What of `text` is said back, and why no more: a stop string, where the bound does not come first."""
+    said, stop = _until_stop(text, turn.sampling.stop)
     words = _words(said)
     bound = turn.bounds.tokens_max
-    return words[:bound], "length" if bound is not None and len(words) > bound and not cut else "stop"
+    if bound is not None and len(words) > bound:
+        return words[:bound], "length", None
+    return words, "stop", stop
 
 
 def _words(text: str) -> list[str]:
     return _WORDS.findall(text)
 
 
-def _until_stop(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
-    """`text` before the first stop string, and whether there was one."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
+def _until_stop(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
+    """`text` before the first stop string, and that one."""
+    places = [(place, stop) for stop in stops if (place := text.find(stop)) >= 0]
+    if not places:
+        return text, None
+    place, stop = min(places)
+    return text[:place], stop

@@ -17,7 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import aiohttp
@@ -60,7 +60,7 @@ from jubal.core.hiding import HIDDEN, Concealed, hide
 from jubal.core.tokens import Token
 from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus, Weights
-from jubal.engines.quirks import adapted
+from jubal.engines.quirks import adapted, extra_fields
 from jubal.engines.sse import SSEDecoder
 from jubal.engines.thinking import ThinkSplitter
 
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from jubal.engines.upstream import UpstreamFacts
 
 S = TypeVar("S", bound=msgspec.Struct)
-C = TypeVar("C", bound=msgspec.Struct)
+C = TypeVar("C", bound="WireChoice")
 CONNECT_TIMEOUT_S: Final = 10.0
 END_WAIT_S: Final = 0.25
 """How long to wait, after the last event, for the end of the body, so that the connection can be used again."""
@@ -203,14 +203,22 @@ class _Logprobs(msgspec.Struct, gc=False):
     content: list[_Likely] | None = None
 
 
-class _Choice(msgspec.Struct, gc=False):
-    """delta in a chunk, message in a whole answer."""
+class WireChoice(msgspec.Struct, gc=False):
+    """What the choices of both dialects have. stop_reason, matched_stop: how vLLM and SGLang name the stop string that ended it;
+    either may be a token's number instead."""
 
     index: int = 0
+    finish_reason: str | None = None
+    stop_reason: Any = None
+    matched_stop: Any = None
+
+
+class _Choice(WireChoice, gc=False):
+    """delta in a chunk, message in a whole answer."""
+
     delta: _Delta | None = None
     message: _Delta | None = None
     logprobs: _Logprobs | None = None
-    finish_reason: str | None = None
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
@@ -242,6 +250,13 @@ class _Timings(msgspec.Struct, gc=False):
     predicted_n: int = 0
 
 
+class _Verbose(msgspec.Struct, gc=False):
+    """What llama.cpp adds to the end of an answer where it was asked to be verbose."""
+
+    index: int = 0
+    stopping_word: str = ""
+
+
 class CompletionChunk(msgspec.Struct, Generic[C], gc=False):
     """A chunk; a whole answer looks alike. `C` is how the dialect writes a choice."""
 
@@ -249,6 +264,7 @@ class CompletionChunk(msgspec.Struct, Generic[C], gc=False):
     usage: _Usage | None = None
     error: msgspec.Raw = msgspec.Raw()  # `Raw | None` would take nothing but null
     timings: _Timings | None = None
+    verbose: _Verbose | None = msgspec.field(default=None, name="__verbose")
 
 
 FINISH_REASON: Final[dict[str, FinishReason]] = {
@@ -264,11 +280,14 @@ FINISH_REASON: Final[dict[str, FinishReason]] = {
 class StreamDecoder(ABC, Generic[C]):
     """Feeds on the bytes of a streamed completion, cut anywhere, and yields events; the last one is `TurnEnded`.
 
-    chunk: the wire model of a chunk. How one choice of it reads is the dialect's.
+    chunk: the wire model of a chunk. How one choice of it reads is the dialect's. stops: the stop strings that were asked for:
+    what else an engine names as the reason is none of them.
     """
 
-    def __init__(self, choices: int, chunk: type[CompletionChunk[C]]) -> None:
+    def __init__(self, choices: int, chunk: type[CompletionChunk[C]], stops: tuple[str, ...]) -> None:
         self._chunk = chunk
+        self._asked_stops = stops
+        self._stops: dict[int, str] = {}
         self._decode = msgspec.json.Decoder(chunk).decode
         self._sse = SSEDecoder()
         self._choices = choices
@@ -320,6 +339,11 @@ class StreamDecoder(ABC, Generic[C]):
         self._begun = True
         for choice in chunk.choices:
             yield from self._choice(choice)
+            if self._asked_stops and choice.finish_reason is not None:
+                self._stopped_by(choice.index, choice.stop_reason)
+                self._stopped_by(choice.index, choice.matched_stop)
+        if chunk.verbose is not None:
+            self._stopped_by(chunk.verbose.index, chunk.verbose.stopping_word)
         if chunk.usage is not None:
             self._usage = _usage(chunk.usage)
         if chunk.timings is not None and chunk.timings.predicted_n and not self._metered:  # not a report on the prompt
@@ -337,16 +361,22 @@ class StreamDecoder(ABC, Generic[C]):
         if not 0 <= index < self._choices:
             raise EngineBroken(f"The engine answered choice {index} of {self._choices}.")
 
+    def _stopped_by(self, index: int, told: object) -> None:
+        if isinstance(told, str) and told in self._asked_stops:
+            self._stops[index] = told
+
     def _end(self) -> TurnEnded:
         self.ended = True
-        return TurnEnded(tuple(self._reasons.get(index, "stop") for index in range(self._choices)), self._usage)
+        indices = range(self._choices)
+        stops = tuple(self._stops.get(index) for index in indices) if self._stops else ()
+        return TurnEnded(tuple(self._reasons.get(index, "stop") for index in indices), self._usage, stops)
 
 
 class ChatDecoder(StreamDecoder[_Choice]):
     """The decoder of chat completions: reasoning is taken apart, calls become whole."""
 
-    def __init__(self, choices: int) -> None:
-        super().__init__(choices, CompletionChunk[_Choice])
+    def __init__(self, choices: int, stops: tuple[str, ...] = ()) -> None:
+        super().__init__(choices, CompletionChunk[_Choice], stops)
         self._calls: dict[tuple[int, int], _OpenCall] = {}
         self._splitters: dict[int, ThinkSplitter] = {}
         self._decided: set[int] = set()
@@ -840,13 +870,13 @@ class OpenAICompatEngine:
 
     def _call(self, turn: Generation) -> tuple[URL, bytes, Callable[[int], Decoder]]:
         """Where a turn goes, as what, and what reads the answer."""
-        if self._facts is not None:
-            turn = adapted(turn, self._facts.owners.get(turn.model))
+        owner = None if self._facts is None else self._facts.owners.get(turn.model)
+        turn, extra, stops = adapted(turn, owner), extra_fields(turn, owner), turn.sampling.stop
         if not turn.prompts:
-            return self._url, chat_body(turn), ChatDecoder
+            return self._url, chat_body(turn, extra=extra), partial(ChatDecoder, stops=stops)
         from jubal.engines.openai_text import TextDecoder, text_body  # which builds on this module
 
-        return self._text_url, text_body(turn), TextDecoder
+        return self._text_url, text_body(turn, extra=extra), partial(TextDecoder, stops=stops)
 
     async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
         """Raises `BadRequest` where the server has no such ability: it is no part of the OpenAI dialect."""

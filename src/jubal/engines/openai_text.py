@@ -17,6 +17,7 @@ from jubal.engines.openai_compat import (
     FINISH_REASON,
     CompletionChunk,
     StreamDecoder,
+    WireChoice,
     _Likely,
     _token_logprob,
 )
@@ -72,18 +73,16 @@ class _Logprobs(msgspec.Struct, gc=False):
     content: list[_Likely] | None = None
 
 
-class _Choice(msgspec.Struct, gc=False):
-    index: int = 0
+class _Choice(WireChoice, gc=False):
     text: str | None = None
     logprobs: _Logprobs | None = None
-    finish_reason: str | None = None
 
 
 class TextDecoder(StreamDecoder[_Choice]):
     """The decoder of legacy completions."""
 
-    def __init__(self, choices: int) -> None:
-        super().__init__(choices, CompletionChunk[_Choice])
+    def __init__(self, choices: int, stops: tuple[str, ...] = ()) -> None:
+        super().__init__(choices, CompletionChunk[_Choice], stops)
         self._held: dict[int, tuple[TokenLogprob, ...]] = {}
 
     def _choice(self, choice: _Choice) -> Iterator[EngineEvent]:

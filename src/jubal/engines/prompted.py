@@ -27,7 +27,6 @@ from jubal.core.generation import (
     NamedTool,
     with_system,
 )
-from jubal.core.usage import Usage
 
 PARALLEL_CALLS_MAX: Final = 4
 """Calls in one answer: a small model that may make any number of them makes them until its tokens end."""
@@ -80,9 +79,8 @@ async def _once_more(
 async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> AsyncGenerator[EngineEvent, None]:
     visible_max = turn.bounds.tokens_max
     readers = [_Reader(choice, visible_max, as_json=turn.output is not None) for choice in range(turn.choices)]
-    usage: Usage | None = None
     cut: FinishReason = "length"
-    reasons = (cut,) * turn.choices
+    ended = TurnEnded((cut,) * turn.choices, None)
     async with aclosing(events):
         async for event in events:
             if isinstance(event, TextDelta):
@@ -91,13 +89,15 @@ async def _run(turn: Generation, events: AsyncGenerator[EngineEvent, None]) -> A
                 if readers[event.choice].full and all(reader.full for reader in readers):
                     break  # the engine may go on for calls; there will be none
             elif isinstance(event, TurnEnded):
-                usage, reasons = event.usage, event.reasons
+                ended = event
             else:
                 yield event
     for reader in readers:
         for call in reader.finish():
             yield call
-    yield TurnEnded(tuple(reader.reason(reason) for reader, reason in zip(readers, reasons, strict=True)), usage)
+    reasons = tuple(reader.reason(reason) for reader, reason in zip(readers, ended.reasons, strict=True))
+    stops = tuple(stop if reason == "stop" else None for stop, reason in zip(ended.stops, reasons, strict=False))
+    yield TurnEnded(reasons, ended.usage, stops)
 
 
 # ---------------------------------------------------------------------------------------------- the question

@@ -37,6 +37,17 @@ ADAPT: Final[Mapping[str, Callable[[Generation], Generation]]] = MappingProxyTyp
 """By the `owned_by` of the model that is asked."""
 
 
+LLAMA_CPP: Final = "llamacpp"
+VERBOSE: Final[Mapping[str, object]] = MappingProxyType({"verbose": True})
+"""Makes llama.cpp say at the end of an answer which stop string ended it. It says much else, so it is asked for nothing less."""
+NOTHING_MORE: Final[Mapping[str, object]] = MappingProxyType({})
+
+
+def extra_fields(turn: Generation, owner: str | None) -> Mapping[str, object]:
+    """Fields of the body that only a server of this kind understands. owner: None where it is not known."""
+    return VERBOSE if owner == LLAMA_CPP and turn.sampling.stop else NOTHING_MORE
+
+
 def adapted(turn: Generation, owner: str | None) -> Generation:
     """The turn as a server of this kind wants it. owner: None where it is not known."""
     adapt = ADAPT.get(owner) if owner is not None else None

@@ -132,7 +132,7 @@ async def _think_then_answer(
     async with aclosing(stream(_answer_turn(turn, "".join(notes)))) as events:
         async for event in events:
             if isinstance(event, TurnEnded):
-                yield TurnEnded(event.reasons, _together(thought, event.usage))
+                yield TurnEnded(event.reasons, _together(thought, event.usage), event.stops)
             elif not isinstance(event, UsageSoFar):  # it would count the notes as prompt
                 yield event
 

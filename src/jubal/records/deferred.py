@@ -15,10 +15,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import usage
 from jubal.accounts.tables import deferred
-from jubal.accounts.usage import UsageRow
 from jubal.core.errors import AtCapacity
+from jubal.records import answers
+from jubal.records.answers import Entry
 
 LIFE_US: Final = 24 * 3600 * 1_000_000
 """How long after its request an answer can be fetched (xai-api.md 7)."""
@@ -48,13 +48,13 @@ class Job:
 class Ended:
     """How a job ended. state: "done" or "failed". status, body: the answer or the error, as its dialect renders it.
 
-    usage: its usage row; None where no engine was asked.
+    entry: its usage row, with the answer that is kept beside; None where no engine was asked.
     """
 
     state: str
     status: int
     body: bytes
-    usage: UsageRow | None = None
+    entry: Entry | None = None
 
 
 def submit(
@@ -138,8 +138,8 @@ def finish(conn: Connection, job: Job, ended: Ended) -> bool:
         .where(*_held(job))
         .values(state=ended.state, status=ended.status, result=ended.body, body=b"", lease=None)
     ).rowcount
-    if kept and ended.usage is not None:
-        usage.record(conn, [ended.usage])
+    if kept and ended.entry is not None:
+        answers.settle(conn, [ended.entry])
     return bool(kept)
 
 

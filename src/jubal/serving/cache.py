@@ -35,6 +35,7 @@ class Kept:
     reasons: tuple[FinishReason, ...]
     usage: Usage
     estimated: bool
+    stops: tuple[str | None, ...] = ()
 
 
 def key_of(generation: Generation, *, model: str, fingerprint: str, team_id: str) -> bytes | None:
@@ -84,7 +85,9 @@ class Recorder:
             self._odd = event.fingerprint != self._fingerprint  # a fallback's answer is not this engine's
         elif isinstance(event, Finished):
             if not self._odd and GOOD.issuperset(event.reasons):
-                self.kept = Kept(self._fingerprint, _joined(self._pieces), event.reasons, event.usage, event.estimated)
+                self.kept = Kept(
+                    self._fingerprint, _joined(self._pieces), event.reasons, event.usage, event.estimated, event.stops
+                )
         elif kind is not UsageSoFar:
             self._odd = True
 

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
 
 import structlog
 
@@ -20,14 +20,13 @@ from jubal.accounts import keys
 from jubal.accounts.keys import Caller
 from jubal.accounts.limits import Ticket
 from jubal.accounts.store import Store
-from jubal.accounts.usage import UsageRow
 from jubal.core.errors import AtCapacity, InternalError, JubalError, NotFound, StoreUnavailable
-from jubal.core.events import Event
 from jubal.core.fold import fold
-from jubal.records import deferred
+from jubal.records import answers, deferred
+from jubal.records.answers import Entry, row_of
 from jubal.records.deferred import Ended, Job
 from jubal.serving.answers import Answers
-from jubal.serving.pipeline import Admitted, Pipeline
+from jubal.serving.pipeline import Admitted, Keeper, Pipeline
 from jubal.wire.base import ErrorReply, KeptWhole, WholeAsked, WholeDialect
 
 log = structlog.get_logger("jubal.deferred")
@@ -48,16 +47,13 @@ FINISH_PAUSES_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 5.0)
 """An answer is there and the store is not: worth some patience, as all the work would have to be done again."""
 
 
-Events: TypeAlias = AsyncGenerator[Event, None]
-
-
 class Line(Protocol):
     """The deferred requests of one dialect."""
 
     endpoint: str
 
-    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Events, Admitted], Events]]:
-        """The request, and what its events go through on their way. Raises `BadRequest`."""
+    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Admitted], Keeper | None]]:
+        """The request, and what makes the keeper of its answer. Raises `BadRequest`."""
         ...
 
     def error(self, error: JubalError) -> ErrorReply: ...
@@ -71,8 +67,8 @@ class PlainLine:
         self.error = dialect.error
         self._dialect = dialect
 
-    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Events, Admitted], Events]]:
-        return self._dialect.parse(body), lambda events, admitted: events
+    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Admitted], Keeper | None]]:
+        return self._dialect.parse(body), lambda admitted: None
 
 
 class KeptLine:
@@ -84,11 +80,9 @@ class KeptLine:
         self._dialect = dialect
         self._answers = answers
 
-    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Events, Admitted], Events]]:
+    def read(self, body: bytes) -> tuple[WholeAsked, Callable[[Admitted], Keeper | None]]:
         asked = self._dialect.parse(body)
-        if not asked.keep:
-            return asked, lambda events, admitted: events
-        return asked, lambda events, admitted: self._answers.kept(events, asked, admitted)
+        return asked, lambda admitted: self._answers.keeper(asked, admitted) if asked.keep else None
 
 
 class Deferred:
@@ -225,6 +219,7 @@ class Deferred:
         now_us = self._now_us()
         if now_us >= self._sweep_at_us:
             await self._store.run(deferred.sweep, now_us)
+            await self._sweep_answers(now_us)
             self._sweep_at_us = now_us + int(SWEEP_S * 1e6)
         room = self._running_max - len(self._running)
         if room <= 0 or not await self._store.run_read(deferred.due, list(self._lines), now_us):
@@ -241,6 +236,11 @@ class Deferred:
             task = asyncio.ensure_future(self._run(job))
             self._running.add(task)
             task.add_done_callback(self._ran)
+
+    async def _sweep_answers(self, now_us: int) -> None:
+        """Of no deferred request, but this is what goes round in every server."""
+        while await self._store.run(answers.sweep, now_us) == answers.SWEEP_MAX:
+            pass
 
     def _ran(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
@@ -264,7 +264,7 @@ class Deferred:
         try:
             ended = await self._attempt(job, row)
             await self._finish(job, ended)
-            self._let_go(job.request_id, _used(ended.usage))
+            self._let_go(job.request_id, _used(ended.entry))
             row.charged = True
         except AtCapacity:
             await self._give_back(job, self._now_us() + int(BUSY_PAUSE_S * 1e6))
@@ -275,7 +275,7 @@ class Deferred:
         finally:
             keeper.cancel()
             if row.admitted is not None:  # only now: the row is committed with the answer, or never
-                cost = row.usage.cost_in_usd_ticks if row.usage is not None else 0
+                cost = row_of(row.entry).cost_in_usd_ticks if row.entry is not None else 0
                 self._pipeline.charging.settled(row.admitted.held, cost, certain=row.charged or not cost)
 
     async def _attempt(self, job: Job, row: _Kept) -> Ended:
@@ -288,7 +288,7 @@ class Deferred:
                     code="deferred_given_up",
                 )
             caller = await self._store.run_read(keys.caller_of, job.key_id, self._now_us())
-            asked, through = line.read(job.body)
+            asked, keeper_of = line.read(job.body)
             row.admitted = admitted = self._pipeline.admit(
                 caller, line.endpoint, asked.generation, request_id=job.request_id, later=row
             )
@@ -296,13 +296,14 @@ class Deferred:
                 raise AtCapacity("Others wait for the engine.")
             if self._pipeline.rests(admitted.model):
                 raise AtCapacity("The engine rests after failures.")
-            completion = await fold(through(self._pipeline.run(admitted), admitted))
-            return Ended("done", 200, asked.whole(completion), row.usage)
+            admitted.keeper = keeper_of(admitted)
+            completion = await fold(self._pipeline.run(admitted))
+            return Ended("done", 200, asked.whole(completion), row.entry)
         except (AtCapacity, StoreUnavailable):
             raise
         except JubalError as error:
             reply = line.error(error)
-            return Ended("failed", reply.status, reply.body, row.usage)
+            return Ended("failed", reply.status, reply.body, row.entry)
 
     def _line(self, dialect: str) -> Line:
         line = self._made.get(dialect)
@@ -344,17 +345,20 @@ class Deferred:
         task.cancel()
 
 
-def _used(row: UsageRow | None) -> int:
-    return 0 if row is None else row.prompt_tokens + row.completion_tokens + row.reasoning_tokens
+def _used(entry: Entry | None) -> int:
+    if entry is None:
+        return 0
+    row = row_of(entry)
+    return row.prompt_tokens + row.completion_tokens + row.reasoning_tokens
 
 
 class _Kept:
     """A usage log that keeps the row of one attempt. charged: it is in the store."""
 
     def __init__(self) -> None:
-        self.usage: UsageRow | None = None
+        self.entry: Entry | None = None
         self.admitted: Admitted | None = None
         self.charged = False
 
-    async def commit(self, row: UsageRow) -> None:
-        self.usage = row
+    async def commit(self, entry: Entry) -> None:
+        self.entry = entry

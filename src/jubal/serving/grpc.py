@@ -358,18 +358,20 @@ class GrpcServer:
         """With the conversation that it goes on from."""
         asked = dialect.parse(body)
         if asked.previous is not None:
-            asked.go_on_from(await self._answers.find(caller, asked.previous, "previous_response_id"))
+            asked.go_on_from(await self._answers.previous(caller, asked.previous))
         return asked
 
-    def _run_chat(self, asked: chat.ChatAsked, admitted: Admitted) -> Events:
-        events = self._pipeline.run(admitted)
-        return self._answers.kept(events, asked, admitted) if asked.keep else events
+    def _admit_chat(self, rpc: _Rpc, caller: Caller, asked: chat.ChatAsked) -> Admitted:
+        admitted = self._admit(rpc, caller, self._whole.endpoint, asked.generation, repeatable=True)
+        if asked.keep:
+            admitted.keeper = self._answers.keeper(asked, admitted)
+        return admitted
 
     async def _complete(self, rpc: _Rpc, body: bytes) -> bytes:
         caller = await self._caller(rpc)
         asked = await self._chat_asked(caller, self._whole, body)
-        admitted = self._admit(rpc, caller, self._whole.endpoint, asked.generation, repeatable=not asked.keep)
-        whole = asked.whole(await fold(self._run_chat(asked, admitted)))
+        admitted = self._admit_chat(rpc, caller, asked)
+        whole = asked.whole(await fold(self._pipeline.run(admitted)))
         await rpc.begin(admitted.ticket_headers())
         return whole
 
@@ -384,8 +386,8 @@ class GrpcServer:
     async def _stream_chat(self, rpc: _Rpc, body: bytes) -> None:
         caller = await self._while_wanted(self._caller(rpc))
         asked = await self._while_wanted(self._chat_asked(caller, self._live, body))
-        admitted = self._admit(rpc, caller, self._live.endpoint, asked.generation, repeatable=not asked.keep)
-        await self._stream(rpc, asked, admitted, self._run_chat(asked, admitted))
+        admitted = self._admit_chat(rpc, caller, asked)
+        await self._stream(rpc, asked, admitted, self._pipeline.run(admitted))
 
     async def _stream_sample(self, rpc: _Rpc, body: bytes) -> None:
         caller = await self._while_wanted(self._caller(rpc))

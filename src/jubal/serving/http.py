@@ -90,10 +90,10 @@ class Exchange:
     """One request and its answer.
 
     id: the x-request-id of the answer, a bare UUID. status: of the answer, once it has begun. key_id: whose request it is, once
-    that is known. extra: further headers for the answer. peer: who asks.
+    that is known. admitted: what its limits let in, once they have. extra: further headers for the answer. peer: who asks.
     """
 
-    __slots__ = ("_receive", "_send", "extra", "id", "key_id", "path", "peer", "scope", "started", "status")
+    __slots__ = ("_receive", "_send", "admitted", "extra", "id", "key_id", "path", "peer", "scope", "started", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self.scope = scope
@@ -102,6 +102,7 @@ class Exchange:
         self.started = False
         self.status: int | None = None
         self.key_id: str | None = None
+        self.admitted: Admitted | None = None
         self.extra: tuple[tuple[bytes, bytes], ...] = ()
         self.peer = Peer.of(scope)
         self._receive = receive
@@ -202,6 +203,12 @@ SHELVES: Final = {
     "/v1/embedding-models": _Shelf(("embedding",), rich_models.embedding_listing, rich_models.embedding_single),
 }
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
+
+
+class _Refusing(Protocol):
+    """What has words for errors: any dialect."""
+
+    def error(self, error: JubalError) -> ErrorReply: ...
 
 
 class Mount(Protocol):
@@ -336,17 +343,17 @@ class HttpApp:
         await exchange.reply(200, b"", allowed, b"text/plain")
         return True
 
-    async def _fail(self, exchange: Exchange, reply: ErrorReply, admitted: Admitted | None = None) -> None:
+    async def _fail(self, exchange: Exchange, reply: ErrorReply) -> None:
         """Called where the error is handled: what is not the caller's fault is found in the log under the request's id.
 
-        admitted: a request that its limits let in, and that was refused later; it counts all the same, and is told so.
+        A request that its limits let in, and that was refused later, counts all the same, and is told so.
         """
         if reply.status == 500:
             log.exception("request failed by a fault of ours", request_id=exchange.id, path=exchange.path)
         elif reply.status > 500:
             log.info("request failed", request_id=exchange.id, path=exchange.path, status=reply.status, exc_info=True)
-        if admitted is not None:
-            reply = replace(reply, headers=(*reply.headers, *rate_headers(admitted.ticket.allowance)))
+        if exchange.admitted is not None:
+            reply = replace(reply, headers=(*reply.headers, *rate_headers(exchange.admitted.ticket.allowance)))
         await self._reply_error(exchange, reply)
 
     async def _reply_error(self, exchange: Exchange, reply: ErrorReply) -> None:
@@ -457,68 +464,53 @@ class HttpApp:
     # ------------------------------------------------------------------------------------------ generations
 
     def _generation_by(self, dialect: Dialect) -> Handler:
-        async def handle(exchange: Exchange) -> None:
-            admitted = None
-            try:
-                caller, body = await self._json_of_caller(exchange)
-                asked = dialect.parse(body)
-                deferral = asked.deferral
-                admitted = self._admit(
-                    exchange, caller, dialect.endpoint, asked.generation, repeatable=deferral is None
-                )
-                if deferral is not None:
-                    await self._deferred.submit(admitted, DEFERRED_DIALECT, body)
-                    await exchange.reply(200, deferral(admitted.request_id), admitted.ticket_headers())
-                    return
-                events = self._pipeline.run(admitted)
-                await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
-            except JubalError as error:
-                await self._fail(exchange, dialect.error(error), admitted)
+        async def answer(exchange: Exchange, caller: Caller, body: bytes) -> None:
+            asked = dialect.parse(body)
+            deferral = asked.deferral
+            admitted = self._admit(exchange, caller, dialect.endpoint, asked.generation, repeatable=deferral is None)
+            if deferral is not None:
+                await self._deferred.submit(admitted, DEFERRED_DIALECT, body)
+                await exchange.reply(200, deferral(admitted.request_id), admitted.ticket_headers())
+            else:
+                await self._render(exchange, asked, admitted)
 
-        return handle
+        return self._answering(dialect, answer)
 
     def _whole_generation_by(self, dialect: WholeDialect) -> Handler:
-        async def handle(exchange: Exchange) -> None:
-            admitted = None
-            try:
-                caller, body = await self._json_of_caller(exchange)
-                asked = dialect.parse(body)
-                admitted = self._admit(exchange, caller, dialect.endpoint, asked.generation, repeatable=True)
-                await self._whole(exchange, asked, admitted, self._pipeline.run(admitted))
-            except JubalError as error:
-                await self._fail(exchange, dialect.error(error), admitted)
+        async def answer(exchange: Exchange, caller: Caller, body: bytes) -> None:
+            asked = dialect.parse(body)
+            await self._whole(exchange, asked, self._admit(exchange, caller, dialect.endpoint, asked.generation))
 
-        return handle
+        return self._answering(dialect, answer)
 
     def _kept_generation_by(self, dialect: KeptDialect, answers: Answers) -> Handler:
-        async def handle(exchange: Exchange) -> None:
-            admitted = None
-            try:
-                caller, body = await self._json_of_caller(exchange)
-                asked = dialect.parse(body)
-                if asked.previous is not None:
-                    asked.go_on_from(await answers.find(caller, asked.previous, "previous_response_id"))
-                generation = _in_its_conversation(asked.generation, exchange)
-                admitted = self._pipeline.admit(caller, dialect.endpoint, generation, request_id=exchange.id)
-                events = self._pipeline.run(admitted)
-                if asked.keep:
-                    events = answers.kept(events, asked, admitted)
-                await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted, events)
-            except JubalError as error:
-                await self._fail(exchange, dialect.error(error), admitted)
+        async def answer(exchange: Exchange, caller: Caller, body: bytes) -> None:
+            asked = dialect.parse(body)
+            if asked.previous is not None:
+                asked.go_on_from(await answers.previous(caller, asked.previous))
+            admitted = self._admit(exchange, caller, dialect.endpoint, asked.generation)
+            if asked.keep:
+                admitted.keeper = answers.keeper(asked, admitted)
+            await self._render(exchange, asked, admitted)
 
-        return handle
+        return self._answering(dialect, answer)
 
     def _embeddings_by(self, dialect: OpenAIEmbeddings) -> Handler:
+        async def answer(exchange: Exchange, caller: Caller, body: bytes) -> None:
+            asked = dialect.parse(body)
+            made = await self._while_wanted(
+                exchange, self._pipeline.embed(caller, dialect.endpoint, asked.request, request_id=exchange.id)
+            )
+            await exchange.reply(200, asked.whole(made.model, made.embeddings, made.cost_ticks), made.headers)
+
+        return self._answering(dialect, answer)
+
+    def _answering(self, dialect: _Refusing, answer: Callable[[Exchange, Caller, bytes], Awaitable[None]]) -> Handler:
+        """The handler of a dialect's requests, which says in its words what went wrong before the first byte."""
+
         async def handle(exchange: Exchange) -> None:
             try:
-                caller, body = await self._json_of_caller(exchange)
-                asked = dialect.parse(body)
-                made = await self._while_wanted(
-                    exchange,
-                    self._pipeline.embed(caller, dialect.endpoint, asked.request, request_id=exchange.id),
-                )
-                await exchange.reply(200, asked.whole(made.model, made.embeddings, made.cost_ticks), made.headers)
+                await answer(exchange, *await self._json_of_caller(exchange))
             except JubalError as error:
                 await self._fail(exchange, dialect.error(error))
 
@@ -548,17 +540,24 @@ class HttpApp:
                 raise (ClientGone() if watch.left else _stopping()) from None
 
     def _admit(
-        self, exchange: Exchange, caller: Caller, endpoint: str, generation: Generation, *, repeatable: bool
+        self, exchange: Exchange, caller: Caller, endpoint: str, generation: Generation, *, repeatable: bool = True
     ) -> Admitted:
+        """The only way into the pipeline from here. repeatable: as in `Pipeline.admit`."""
         generation = _in_its_conversation(generation, exchange)
         if self._pipeline.caches and "no-cache" in (exchange.header(b"cache-control") or "").lower():
             generation = replace(generation, cache=False)
-        return self._pipeline.admit(caller, endpoint, generation, request_id=exchange.id, repeatable=repeatable)
+        exchange.admitted = self._pipeline.admit(
+            caller, endpoint, generation, request_id=exchange.id, repeatable=repeatable
+        )
+        return exchange.admitted
 
-    async def _whole(self, exchange: Exchange, asked: WholeAsked, admitted: Admitted, events: Events) -> None:
+    async def _render(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
+        await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted)
+
+    async def _whole(self, exchange: Exchange, asked: WholeAsked, admitted: Admitted) -> None:
         """A fold over the same events that a stream renders."""
         folder = Folder()
-        await self._while_wanted(exchange, self._fold(events, folder))
+        await self._while_wanted(exchange, self._fold(self._pipeline.run(admitted), folder))
         if folder.completion is None:
             raise InternalError("The answer has no end.")
         await exchange.reply(200, asked.whole(folder.completion), admitted.ticket_headers())
@@ -568,10 +567,10 @@ class HttpApp:
             async for event in events:
                 folder.feed(event)
 
-    async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted, events: Events) -> None:
+    async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
         """Headers go out with the first frame, so whatever fails before it is an ordinary error answer."""
         outbox = Outbox()
-        producer = asyncio.ensure_future(self._produce(asked, events, outbox))
+        producer = asyncio.ensure_future(self._produce(asked, self._pipeline.run(admitted), outbox))
         with self._watching(exchange, producer):
             try:
                 while frames := await outbox.take():
@@ -624,6 +623,10 @@ def _in_its_conversation(generation: Generation, exchange: Exchange) -> Generati
     return replace(generation, cache_key=conversation)
 
 
+def _query(exchange: Exchange) -> dict[str, str]:
+    return dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
+
+
 class _KeptRoutes:
     """GET and DELETE of one kept answer, and GET of what was asked (xai-api.md 8.9)."""
 
@@ -639,6 +642,12 @@ class _KeptRoutes:
         identity, _, rest = exchange.path.removeprefix(RESPONSES + "/").rstrip("/").partition("/")
         if rest not in ("", "input_items"):
             raise NotFound(f"There is no route GET {exchange.path[:200]}.", code="unknown_url")
+        if not rest and _query(exchange).get("stream", "false").lower() != "false":
+            raise BadRequest(
+                "`stream`: a stored response is given whole; leave it out.",
+                param="stream",
+                code="unsupported_parameter",
+            )
         record = await self._answers.find(caller, identity)
         await exchange.reply(200, self._items(record, exchange) if rest else self._dialect.shown(record))
 
@@ -649,7 +658,7 @@ class _KeptRoutes:
         await exchange.reply(200, self._dialect.deleted(identity))
 
     def _items(self, record: bytes, exchange: Exchange) -> bytes:
-        query = dict(parse_qsl(exchange.scope["query_string"].decode("latin-1")))
+        query = _query(exchange)
         limit = query.get("limit", "20")
         if not limit.isdecimal() or len(limit) > 9:
             raise BadRequest("`limit` must be a number between 1 and 100.", param="limit", code="invalid_value")

@@ -37,7 +37,7 @@ from jubal.core.errors import (
     NotIdentified,
     UnknownModel,
 )
-from jubal.core.events import Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta, UsageSoFar
+from jubal.core.events import Applied, Event, Finished, ReasoningDelta, ServerToolResult, Started, TextDelta, UsageSoFar
 from jubal.core.generation import Generation
 from jubal.core.model import Catalogue, Model
 from jubal.core.money import NO_CHARGE, Charge, Price
@@ -48,6 +48,7 @@ from jubal.core.usage import NOTHING, Usage
 from jubal.engines.base import Engine, Weights
 from jubal.engines.embedder import Embedder
 from jubal.engines.tokenizer import TokenCounter, Tokenizer
+from jubal.records.answers import Answer, Entry, Settled, row_of
 from jubal.serving.admission import Admission, Place
 from jubal.serving.breaker import Attempt, Breaker, never
 from jubal.serving.cache import Kept, Recorder, ResponseCache, key_of
@@ -93,8 +94,20 @@ class Identifier(Protocol):
 class UsageLog(Protocol):
     """Takes usage rows. `accounts.store.GroupCommit` is the real one."""
 
-    async def commit(self, row: UsageRow) -> None:
-        """Returns when the row is durable. Raises `StoreUnavailable`."""
+    async def commit(self, entry: Entry) -> None:
+        """Returns when the row is durable, and with it the answer that is kept beside it. Raises `StoreUnavailable`."""
+        ...
+
+
+class Keeper(Protocol):
+    """Gathers an answer that is to be kept."""
+
+    def see(self, event: Event) -> None:
+        """Each event of the answer, in order."""
+        ...
+
+    async def answer(self) -> Answer:
+        """After `Finished` was seen."""
         ...
 
 
@@ -135,6 +148,7 @@ class Admitted:
     price: what it costs its caller. held: the credit that is set aside for it while it runs.
     usage_log: where its usage row goes; None for the pipeline's own. Whoever gave it settles what is held (`Pipeline.charging`).
     cache_key: under which its answer is kept; None: it is not. kept: the answer that was found there.
+    keeper: what keeps its answer in the store; None: it is not kept.
     """
 
     request_id: str
@@ -151,6 +165,7 @@ class Admitted:
     kept: Kept | None = None
     held: Held = field(default_factory=Held)
     untaken: ScopeSet = ()
+    keeper: Keeper | None = None
 
     @property
     def background(self) -> bool:
@@ -472,8 +487,10 @@ class Pipeline:
                         recorder.see(event)
                     if isinstance(event, Finished):
                         event = replace(event, cost_ticks=account.close("ok"), ended=int(self._now()))
-                        await self._settle(admitted, account)
+                        await self._settle(admitted, account, await self._answer_to_keep(admitted, event))
                         self._keep(admitted, recorder)
+                    elif admitted.keeper is not None:
+                        admitted.keeper.see(event)
                     yield event
         except JubalError as error:
             account.close("failed", error)
@@ -491,6 +508,12 @@ class Pipeline:
         finally:
             if not account.settled:
                 await self._shielded(self._settle(admitted, account))
+
+    async def _answer_to_keep(self, admitted: Admitted, end: Finished) -> Answer | None:
+        if admitted.keeper is None:
+            return None
+        admitted.keeper.see(end)
+        return await admitted.keeper.answer()
 
     def _works_unseen(self, admitted: Admitted, account: _Account) -> bool:
         """An engine that was asked for a whole answer has read the prompt, though nothing of the answer is here.
@@ -516,14 +539,25 @@ class Pipeline:
             return self._again(admitted, admitted.kept, account)
         return self._answer(admitted, account)
 
+    def _started(self, admitted: Admitted, weights: Weights, *, priority: bool = False) -> Started:
+        generation = admitted.generation
+        temperature, top_p = generation.sampling.temperature, generation.sampling.top_p
+        applied = Applied(
+            weights.temperature if temperature is None else temperature,
+            weights.top_p if top_p is None else top_p,
+            generation.reasoning,
+            priority,
+        )
+        return Started(admitted.request_id, int(self._now()), admitted.model.name, weights.fingerprint, applied)
+
     async def _again(self, admitted: Admitted, kept: Kept, account: _Account) -> AsyncGenerator[Event, None]:
         """An answer that was given before: with the counts of then, and free."""
         account.asks(CACHE, kept.fingerprint)
         account.free = account.started = True
-        yield Started(admitted.request_id, int(self._now()), admitted.model.name, kept.fingerprint)
+        yield self._started(admitted, self.weights(admitted.model))
         for piece in kept.pieces:
             yield piece
-        yield Finished(kept.reasons, kept.usage, estimated=kept.estimated)
+        yield Finished(kept.reasons, kept.usage, estimated=kept.estimated, stops=kept.stops)
 
     async def _answer(self, admitted: Admitted, account: _Account) -> AsyncGenerator[Event, None]:
         """From the first engine of the model that gives a piece: its own, then its fallbacks."""
@@ -552,9 +586,7 @@ class Pipeline:
                                 if not account.started:
                                     attempt.answered()
                                     account.started = True
-                                    yield Started(
-                                        admitted.request_id, int(self._now()), model.name, weights.fingerprint, priority
-                                    )
+                                    yield self._started(admitted, weights, priority=priority)
                                 yield event
                 return
             except (EngineError, AtCapacity) as error:
@@ -624,8 +656,8 @@ class Pipeline:
                 if asked:
                     log.warning("engine failed, asking its fallback", engine=name, error=error.message)
 
-    async def _settle(self, admitted: Admitted, account: _Account) -> None:
-        """One usage row, and the tokens that the limiter was charged too many or too few.
+    async def _settle(self, admitted: Admitted, account: _Account, answer: Answer | None = None) -> None:
+        """One usage row with the answer that is kept, and the tokens that the limiter was charged too many or too few.
 
         A request that no engine was asked for leaves no row.
         """
@@ -638,19 +670,20 @@ class Pipeline:
         if not (admitted.generation.tools.server or account.free):
             self.charging.learn(admitted.model, admitted.held, account.usage)
         row = account.row(int(self._now() * 1_000_000))
+        entry = row if answer is None else Settled(row, answer)
         if admitted.usage_log is not None:
-            await admitted.usage_log.commit(row)
+            await admitted.usage_log.commit(entry)
         else:
-            await self._charge(admitted.held, row, self._usage)
+            await self._charge(admitted.held, entry, self._usage)
 
-    async def _charge(self, held: Held, row: UsageRow, usage_log: UsageLog) -> None:
+    async def _charge(self, held: Held, entry: Entry, usage_log: UsageLog) -> None:
         """Commits a row, and frees what it did not cost of what was held."""
         certain = False
         try:
-            await usage_log.commit(row)
+            await usage_log.commit(entry)
             certain = True
         finally:  # cancelled or failed: it may be written all the same
-            self.charging.settled(held, row.cost_in_usd_ticks, certain=certain)
+            self.charging.settled(held, row_of(entry).cost_in_usd_ticks, certain=certain)
 
     async def _shielded(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs `work` to its end even where the caller of this is cancelled meanwhile."""

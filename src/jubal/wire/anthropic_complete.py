@@ -114,7 +114,7 @@ class CompleteRenderer:
             case TextDelta(text):
                 return self._frame(text, None)
             case Finished():
-                return self._frame("", STOP_REASON[event.reasons[0]])
+                return self._frame("", STOP_REASON[event.reasons[0]], event.stop_of(0))
             case Failed(error):
                 return anthropic_errors.frame(error)
             case ReasoningDelta() | ToolCall() | ServerToolCall() | ServerToolResult() | Citation() | UsageSoFar():
@@ -122,17 +122,18 @@ class CompleteRenderer:
             case _:
                 assert_never(event)
 
-    def _frame(self, text: str, reason: str | None) -> bytes:
-        return sse.event(b"completion", _encode(_body(self._start.id, self._start.model, text, reason)))
+    def _frame(self, text: str, reason: str | None, stop: str | None = None) -> bytes:
+        return sse.event(b"completion", _encode(_body(self._start.id, self._start.model, text, reason, stop)))
 
 
-def _body(identity: str, model: str, text: str, reason: str | None) -> dict[str, object]:
+def _body(identity: str, model: str, text: str, reason: str | None, stop: str | None) -> dict[str, object]:
+    """stop: the stop sequence that ended it; None where none did, or the engine does not tell."""
     return {
         "type": "completion",
         "id": f"compl_{identity}",
         "completion": text,
         "stop_reason": reason,
-        "stop": None,
+        "stop": stop,
         "model": model,
     }
 
@@ -152,7 +153,8 @@ class CompleteAsked:
 
     def whole(self, completion: Completion) -> bytes:
         choice = completion.choices[0]
-        return _encode(_body(completion.id, completion.model, choice.text, STOP_REASON[choice.reason]))
+        reason = STOP_REASON[choice.reason]
+        return _encode(_body(completion.id, completion.model, choice.text, reason, choice.stop))
 
 
 class AnthropicComplete:

@@ -60,14 +60,17 @@ class _Source(msgspec.Struct, gc=False):
     media_type: str | None = None
     data: str | None = None
     url: str | None = None
+    content: Any = None
 
 
 class _Block(msgspec.Struct, gc=False):
-    """A content block of any type: which fields it needs depends on it."""
+    """A content block of any type: which fields it needs depends on it. source: where a search result was found, or what an image
+    or a document holds."""
 
     type: str
     text: str | None = None
-    source: _Source | None = None
+    source: _Source | str | None = None
+    title: str | None = None
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
@@ -130,6 +133,7 @@ class _Request(msgspec.Struct):
     top_p: float | None = None
     top_k: int | None = None
     metadata: _Metadata | None = None
+    mcp_servers: list[Any] | None = None
     tools: list[_Tool] | None = None
     tool_choice: _Choice | None = None
     thinking: _Thinking | None = None
@@ -313,10 +317,47 @@ def _part(place: str, block: _Block) -> Part:
             return TextPart(block.text)
         case "image":
             return _image(f"{place}.source", block.source)
+        case "document":
+            return TextPart(_titled(block, _document(f"{place}.source", block.source)))
+        case "search_result":
+            return TextPart(_titled(block, _texts(f"{place}.content", block.content)))
     raise _wrong(f"{place}.type", f"content blocks of type `{block.type[:64]}` are not supported here")
 
 
-def _image(where: str, source: _Source | None) -> ImagePart:
+def _document(where: str, source: _Source | str | None) -> str:
+    """Its text: Anthropic's two forms that are no files."""
+    match source:
+        case _Source(type="text", data=str() as text):
+            return text
+        case _Source(type="content", content=content):
+            return _texts(f"{where}.content", content)
+    raise _wrong(f"{where}.type", "must be text, with `data`, or content: files are not supported here")
+
+
+def _texts(where: str, content: object) -> str:
+    """A string, or blocks of text. Raises `BadRequest`."""
+    if isinstance(content, str):
+        return content
+    blocks = _blocks_of(where, content)
+    if not all(block.type == "text" and block.text is not None for block in blocks):
+        raise _wrong(where, "must hold blocks of text only")
+    return "\n".join(block.text or "" for block in blocks)
+
+
+def _blocks_of(where: str, content: object) -> list[_Block]:
+    try:
+        return msgspec.convert(content, list[_Block])
+    except msgspec.ValidationError as error:
+        raise Undecodable(f"`{where}`: {error}", param=where, code="invalid_type") from error
+
+
+def _titled(block: _Block, text: str) -> str:
+    """With where it is from, for the model to read."""
+    named = [block.title, block.source if isinstance(block.source, str) else None]
+    return "\n".join([line for line in named if line] + [text])
+
+
+def _image(where: str, source: _Source | str | None) -> ImagePart:
     match source:
         case None:
             raise _missing(where)
@@ -334,14 +375,8 @@ def _result_parts(place: str, block: _Block) -> tuple[Part, ...]:
     content = block.content
     if content is None or isinstance(content, str):
         return (TextPart(content or ("The tool failed." if block.is_error else "")),)
-    try:
-        blocks = msgspec.convert(content, list[_Block])
-    except msgspec.ValidationError as error:
-        raise Undecodable(f"`{place}.content`: {error}", param=f"{place}.content", code="invalid_type") from error
-    return tuple(
-        TextPart(json.dumps(inner.content)) if inner.type == "search_result" else _part(f"{place}.content[{n}]", inner)
-        for n, inner in enumerate(blocks)
-    )
+    blocks = _blocks_of(f"{place}.content", content)
+    return tuple(_part(f"{place}.content[{number}]", inner) for number, inner in enumerate(blocks))
 
 
 def _result_text(content: object) -> str:
@@ -350,6 +385,8 @@ def _result_text(content: object) -> str:
 
 
 def _tools(asked: _Request) -> Tools:
+    if asked.mcp_servers:  # ignored, the model would be without its tools
+        raise _wrong("mcp_servers", 'stand among `tools` here, as {"type": "mcp", "server_label": …, "server_url": …}')
     functions: list[FunctionTool] = []
     served: list[ServerTool] = []
     for number, tool in enumerate(asked.tools or ()):
@@ -434,6 +471,15 @@ STOP_REASON: Final[dict[FinishReason, str]] = {
     "content_filter": "refusal",
     "turn_limit": "pause_turn",
 }
+
+
+def _stopped(reason: FinishReason, stop: str | None) -> dict[str, object]:
+    """Why an answer ended. stop: the stop sequence that did it; None where none did, or the engine does not tell."""
+    named = stop if reason == "stop" else None
+    return {"stop_reason": STOP_REASON[reason] if named is None else "stop_sequence", "stop_sequence": named}
+
+
+SERVICE_TIER: Final = "standard"
 RESULT_TYPE: Final[dict[ToolKind, str]] = {
     "web_search": "web_search_tool_result",
     "x_search": "x_search_tool_result",
@@ -451,7 +497,7 @@ def usage_body(told: Finished | Completion) -> dict[str, object]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached or 0,
         "output_tokens": usage.completion + usage.reasoning,
-        "service_tier": "standard",
+        "service_tier": SERVICE_TIER,
     }
     if told.tool_uses:
         uses = dict(told.tool_uses)
@@ -579,6 +625,7 @@ class MessagesRenderer:
                 "cache_creation_input_tokens": 0,
                 "cache_read_input_tokens": 0,
                 "output_tokens": 0,
+                "service_tier": SERVICE_TIER,
             },
         }
         return sse.event(b"message_start", _encode({"type": "message_start", "message": message}))
@@ -623,7 +670,7 @@ class MessagesRenderer:
     def _finish(self, end: Finished) -> bytes:
         body = {
             "type": "message_delta",
-            "delta": {"stop_reason": STOP_REASON[end.reasons[0]], "stop_sequence": None},
+            "delta": _stopped(end.reasons[0], end.stop_of(0)),
             "usage": usage_body(end),
         }
         begin = self._begin("text", {"type": "text", "text": ""}) if self._index < 0 else b""
@@ -683,8 +730,7 @@ class MessagesAsked:
                 "role": "assistant",
                 "model": completion.model,
                 "content": list(_blocks(completion)),
-                "stop_reason": STOP_REASON[completion.choices[0].reason],
-                "stop_sequence": None,
+                **_stopped(completion.choices[0].reason, completion.choices[0].stop),
                 "usage": usage_body(completion),
             }
         )

@@ -153,6 +153,7 @@ class _Request(msgspec.Struct):
     cache: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    functions: list[Any] | None = None
     tools: list[_Tool] | None = None
     tool_choice: str | _NamedTool | None = None
     parallel_tool_calls: bool | None = None
@@ -213,6 +214,10 @@ def _generation(asked: _Request) -> Generation:
         raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
     if not asked.messages:
         raise BadRequest("`messages` needs at least one message.", param="messages", code="empty_value")
+    if asked.functions:  # ignored, an answer would come that calls none of them
+        raise BadRequest(
+            "`functions` is an old spelling: send `tools`.", param="functions", code="unsupported_parameter"
+        )
     return Generation(
         model=asked.model,
         messages=tuple(_message(index, message) for index, message in enumerate(asked.messages)),
@@ -586,7 +591,7 @@ class ChatRenderer:
             b'data: {"id":"chatcmpl-%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[{"index":'
             % (start.id.encode(), start.created, _encode(start.model))
         )
-        tier = b',"service_tier":%b' % _encode(tier_of(start)) if self._with_tier else b""
+        tier = b',"service_tier":%b' % _encode(tier_of(start.applied)) if self._with_tier else b""
         self._tail = b',"system_fingerprint":%b%b}\n\n' % (_encode(start.fingerprint), tier)
         return b""
 
@@ -686,7 +691,7 @@ class ChatAsked:
                 ],
                 "usage": usage_body(completion),
                 "system_fingerprint": completion.fingerprint,
-                "service_tier": tier_of(completion),
+                "service_tier": tier_of(completion.applied),
                 **_served_body(completion, with_citations=self._with_citations),
             }
         )

@@ -7,7 +7,8 @@ choice c of prompt p has the index p * n + c.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, assert_never
 
 import msgspec
@@ -80,10 +81,10 @@ def _generation(asked: _Request) -> Generation:
     if not asked.model:
         raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
     prompts = _prompts(asked.prompt)
-    wanted_choices = _choices(asked)
-    if len(prompts) * wanted_choices > CHOICES_MAX:
+    candidates = _candidates(asked)
+    if len(prompts) * candidates > CHOICES_MAX:
         raise BadRequest(
-            f"`prompt`: {len(prompts)} prompts with {wanted_choices} choices each are more than {CHOICES_MAX} answers.",
+            f"`prompt`: {len(prompts)} prompts with {candidates} choices each are more than {CHOICES_MAX} answers.",
             param="prompt",
             code="too_many",
         )
@@ -99,10 +100,10 @@ def _generation(asked: _Request) -> Generation:
         bounds=Bounds(
             tokens_max=TOKENS_DEFAULT if asked.max_tokens is None else tokens_bound("max_tokens", asked.max_tokens)
         ),
-        choices=wanted_choices,
+        choices=candidates,
         live=bool(asked.stream),
         user=asked.user,
-        logprobs=logprobs,
+        logprobs=0 if logprobs is None and candidates > choices(asked.n) else logprobs,
         reasoning="none",  # this dialect has no place for it (xai-api.md 12)
         prompts=prompts,
         suffix=asked.suffix or None,
@@ -148,15 +149,21 @@ def _unsupported(name: str, why: str) -> BadRequest:
     return BadRequest(f"`{name}` is not supported like this: {why}.", param=name, code="unsupported_parameter")
 
 
-def _choices(asked: _Request) -> int:
-    """best_of is taken, and changes nothing: the service has it so (xai-api.md 12.1). 1 is its default."""
+def _candidates(asked: _Request) -> int:
+    """How many answers are made of each prompt, of which the best `n` are given. 1 is what some clients send for none."""
     wanted = choices(asked.n)
     within("best_of", asked.best_of, 1, CHOICES_MAX)
-    if asked.best_of not in (None, 1) and asked.best_of < wanted:
+    if asked.best_of is None or asked.best_of == 1:
+        return wanted
+    if asked.best_of < wanted:
         raise BadRequest(
             f"`best_of` must not be less than `n`, which is {wanted}.", param="best_of", code="out_of_range"
         )
-    return wanted
+    if asked.best_of > wanted and asked.stream:
+        raise _unsupported(
+            "best_of", "which answers are the best is only known at their end, so they can't be streamed"
+        )
+    return asked.best_of
 
 
 def _logprobs(wanted: bool | int | None) -> int | None:
@@ -289,21 +296,22 @@ class TextRenderer:
 class CompletionsAsked:
     """A parsed completion request."""
 
-    __slots__ = ("_echo", "_include_usage", "_logprobs", "generation")
+    __slots__ = ("_echo", "_include_usage", "_logprobs", "_wanted", "generation")
 
     deferral: Final = None
 
     def __init__(self, asked: _Request) -> None:
         self.generation = _generation(asked)
+        self._wanted = choices(asked.n)
         prompts = self.generation.prompts if asked.echo else ()
-        self._echo = [str(prompt) for prompt in prompts for _ in range(self.generation.choices)]
-        self._logprobs = self.generation.logprobs or 0
+        self._echo = [str(prompt) for prompt in prompts for _ in range(self._wanted)]
+        self._logprobs = _logprobs(asked.logprobs)
         self._include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         if asked.stream_options is not None and not asked.stream:
             raise BadRequest("`stream_options` needs `stream: true`.", param="stream_options", code="invalid_value")
 
     def renderer(self) -> TextRenderer:
-        return TextRenderer(echo=self._echo, logprobs=self._logprobs, include_usage=self._include_usage)
+        return TextRenderer(echo=self._echo, logprobs=self._logprobs or 0, include_usage=self._include_usage)
 
     def whole(self, completion: Completion) -> bytes:
         return _encode(
@@ -312,19 +320,37 @@ class CompletionsAsked:
                 "object": "text_completion",
                 "created": completion.created,
                 "model": completion.model,
-                "choices": [self._choice_body(index, choice) for index, choice in enumerate(completion.choices)],
+                "choices": [self._choice_body(index, choice) for index, choice in enumerate(self._best(completion))],
                 "usage": usage_body(completion),
                 "system_fingerprint": completion.fingerprint,
             }
         )
 
+    def _best(self, completion: Completion) -> Iterator[Choice]:
+        """Of each prompt's answers as many as are wanted, the likeliest first where there are more."""
+        each = self.generation.choices
+        for first in range(0, len(completion.choices), each):
+            answers = completion.choices[first : first + each]
+            yield from (
+                sorted(answers, key=_likelihood, reverse=True)[: self._wanted] if each > self._wanted else answers
+            )
+
     def _choice_body(self, index: int, choice: Choice) -> dict[str, object]:
         return {
             "index": index,
             "text": self._echo[index] + choice.text if self._echo else choice.text,
-            "logprobs": _Probabilities(self._logprobs).body(choice.logprobs) if choice.logprobs else None,
+            "logprobs": None if self._logprobs is None or not choice.logprobs else self._likely(choice),
             "finish_reason": FINISH_REASON[choice.reason],
         }
+
+    def _likely(self, choice: Choice) -> dict[str, object]:
+        return _Probabilities(self._logprobs or 0).body(choice.logprobs)
+
+
+def _likelihood(choice: Choice) -> float:
+    """The mean logarithm of its tokens' probabilities, at most 0; the same for all where the engine tells none."""
+    told = [token.chosen.logprob for token in choice.logprobs]
+    return sum(told) / len(told) if told else -math.inf
 
 
 def _in_our_words(error: JubalError) -> JubalError:

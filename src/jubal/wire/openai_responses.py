@@ -43,9 +43,10 @@ from jubal.core.generation import (
 )
 from jubal.core.hiding import hide
 from jubal.core.server_tools import ServerTool
-from jubal.wire import compaction, openai_errors, server_tools, sse
+from jubal.wire import compaction, kept, openai_errors, server_tools, sse
 from jubal.wire.base import ErrorReply, Sealer
 from jubal.wire.decode import decode, within
+from jubal.wire.kept import Speech
 from jubal.wire.openai_chat import (
     EFFORTS,
     LOGPROBS_MAX,
@@ -161,6 +162,9 @@ class _Request(msgspec.Struct):
     service_tier: str | None = None
     search_parameters: server_tools.SearchParameters | None = None
     response_format: Any = None
+    conversation: Any = None
+    prompt: Any = None
+    cache: bool | None = None
 
 
 class _Echoed(msgspec.Struct):
@@ -182,6 +186,10 @@ def _generation(asked: _Request, messages: tuple[Message, ...]) -> Generation:
         raise BadRequest("`model` must not be empty.", param="model", code="empty_value")
     if asked.response_format is not None:
         raise _wrong("response_format", "is `text.format` in this API")
+    if asked.conversation is not None:  # ignored, the model would not know what was said before
+        raise _wrong("conversation", "is not kept here: go on with `previous_response_id`, or send the items again")
+    if asked.prompt is not None:
+        raise _wrong("prompt", "templates are not kept here: send `input` and `instructions`")
     within("max_turns", asked.max_turns, 1, TURNS_MAX)
     within("top_k", asked.top_k, 1, TOKENS_MAX)
     within("min_p", asked.min_p, 0, 1)
@@ -203,6 +211,7 @@ def _generation(asked: _Request, messages: tuple[Message, ...]) -> Generation:
         logprobs=_logprobs(asked),
         reasoning=_effort(asked),
         inline_citations=bool(tools.server) and "no_inline_citations" not in (asked.include or ()),
+        cache=asked.cache is not False,
     )
 
 
@@ -308,22 +317,20 @@ SERVER_ITEMS: Final = frozenset(
 
 
 class _Conversation:
-    """Input items to messages: what an assistant said, thought and called one after the other becomes one message."""
+    """Input items to messages: what an assistant said, thought and called one after the other becomes one message.
 
-    def __init__(self, sealer: Sealer) -> None:
+    before: what was said in answers that this one goes on from.
+    """
+
+    def __init__(self, sealer: Sealer, before: tuple[Message, ...] = ()) -> None:
         self._sealer = sealer
-        self._messages: list[Message] = []
-        self._parts: list[Part] = []
-        self._calls: list[PastCall] = []
-        self._thoughts: list[str] = []
-        self._results: list[Message] = []
+        self._speech = Speech(before)
 
     def messages(self, items: list[_Item], where: str) -> tuple[Message, ...]:
         """Raises `BadRequest` naming the item at fault."""
         for number, item in enumerate(items):
             self._item(f"{where}[{number}]", item)
-        self._close()
-        return tuple(self._messages)
+        return tuple(self._speech.close())
 
     def _item(self, where: str, item: _Item) -> None:
         match item.type or ("message" if item.role else None):
@@ -332,15 +339,17 @@ class _Conversation:
             case "function_call":
                 if not item.name or not item.call_id:
                     raise _missing(f"{where}.{'call_id' if item.name else 'name'}")
-                self._call(item.call_id, item.name, item.arguments or "{}")
+                self._speech.calls(PastCall(item.call_id, item.name, item.arguments or "{}"))
             case "function_call_output":
                 if not item.call_id:
                     raise _missing(f"{where}.call_id")
-                self._results.append(_result(where, item.call_id, item.output))
+                self._speech.gets(_result(where, item.call_id, item.output))
             case "reasoning":
                 self._reasoning(item)
             case "compaction":
                 self._compaction(where, item)
+            case "mcp_list_tools":
+                pass  # of another service's answer: which tools there are is asked anew
             case str() as kind if kind in SERVER_ITEMS:
                 self._server_call(item)
             case None:
@@ -360,20 +369,12 @@ class _Conversation:
             raise _missing(f"{where}.content")
         parts = _parts(f"{where}.content", item.content)
         if role == "assistant":
-            if self._results or self._calls:
-                self._close()
-            self._parts += parts
-            return
-        self._close()
-        self._messages.append(Message(role, parts))
-
-    def _call(self, identity: str, name: str, arguments: str) -> None:
-        if self._results:
-            self._close()
-        self._calls.append(PastCall(identity, name, arguments))
+            self._speech.says(parts)
+        else:
+            self._speech.hears(Message(role, parts))
 
     def _server_call(self, item: _Item) -> None:
-        """A call of ours. What it gave is known only where we kept it ourselves; else the call is left out."""
+        """A call of ours. Where what it gave is not told, the call is left out."""
         result = item.output if isinstance(item.output, str) else None
         if result is None or item.id is None:
             return
@@ -381,30 +382,20 @@ class _Conversation:
             item.type or "", item.name, item.server_label, item.arguments or item.input, item.action, item.code
         )
         identity = item.call_id or item.id
-        self._call(identity, name, arguments)
-        self._results.append(Message("tool", (TextPart(result),), tool_call_id=identity))
+        self._speech.calls(PastCall(identity, name, arguments))
+        self._speech.gets(Message("tool", (TextPart(result),), tool_call_id=identity))
 
     def _reasoning(self, item: _Item) -> None:
-        if self._results or self._calls:
-            self._close()
         known = self._sealer.open(item.encrypted_content) if item.encrypted_content else None
         told = item.summary or (item.content if isinstance(item.content, list) else ())
-        self._thoughts.append(known or "".join(part.text or "" for part in told))
+        self._speech.thinks(known or "".join(part.text or "" for part in told))
 
     def _compaction(self, where: str, item: _Item) -> None:
         """A summary stands for everything before it. Raises `BadRequest` for one that this service did not make."""
         summary = self._sealer.open(item.encrypted_content or "")
         if summary is None:
             raise _wrong(f"{where}.encrypted_content", "was not made by this service, or by another key of it")
-        self._close()
-        self._messages = compaction.shortened(self._messages, summary)
-
-    def _close(self) -> None:
-        if self._parts or self._calls or self._thoughts:
-            thought = "".join(self._thoughts) or None
-            self._messages.append(Message("assistant", tuple(self._parts), calls=tuple(self._calls), reasoning=thought))
-        self._messages += self._results
-        self._parts, self._calls, self._thoughts, self._results = [], [], [], []
+        self._speech = Speech(compaction.shortened(self._speech.close(), summary))
 
 
 def _parts(where: str, content: str | list[_Part]) -> tuple[Part, ...]:
@@ -523,8 +514,6 @@ class ResponsesRenderer:
         self._thought: _Open | None = None
         self._served: dict[str, tuple[_Open, ServerToolCall]] = {}
         self._head = b""
-        self.hidden: dict[str, str] = {}
-        """Outputs of server tools by item id: kept for going on, not shown."""
         self.response: dict[str, Any] = {}
 
     def feed(self, event: Event) -> bytes:
@@ -581,8 +570,19 @@ class ResponsesRenderer:
             "incomplete_details": {"reason": reason} if reason else None,
             "error": error,
             **self._wishes.echo,
-            "service_tier": tier_of(start),
+            **self._decided(),
+            "service_tier": tier_of(start.applied),
             "metadata": {**self._wishes.echo["metadata"], "system_fingerprint": start.fingerprint},
+        }
+
+    def _decided(self) -> dict[str, Any]:
+        """What the request left open, as it was decided for it; null where the engine does not tell."""
+        echo, applied = self._wishes.echo, self._start.applied
+        effort = echo["reasoning"]["effort"] or applied.reasoning
+        return {
+            "temperature": applied.temperature if echo["temperature"] is None else echo["temperature"],
+            "top_p": applied.top_p if echo["top_p"] is None else echo["top_p"],
+            "reasoning": {"effort": effort, "summary": "detailed" if effort not in (None, "none") else None},
         }
 
     def _finish(self, end: Finished) -> bytes:
@@ -718,8 +718,8 @@ class ResponsesRenderer:
         if self._text is not None:
             item, self._text = self._text, None
             self._items[item.number] = {**item.body, "status": "incomplete", "content": [self._text_part(item)]}
-        for item, _ in self._served.values():
-            self._items[item.number] = {**item.body, "status": "incomplete"}
+        for item, call in self._served.values():
+            self._items[item.number] = {**item.body, **server_tools.item_written(call), "status": "incomplete"}
         return frames
 
     # ------------------------------------------------------------------------------------------ calls
@@ -753,7 +753,6 @@ class ResponsesRenderer:
         item, call = self._served.pop(result.id)
         at = {"item_id": item.body["id"], "output_index": item.number}
         frames = b"".join(self._event(kind, {**at, **more}) for kind, more in server_tools.events_at_end(result))
-        self.hidden[item.body["id"]] = result.output
         changes = server_tools.item_ended(
             call, result, item.body, sources=self._wishes.search_sources, outputs=self._wishes.code_outputs
         )
@@ -766,7 +765,7 @@ class ResponsesAsked:
     keep: the answer is to be kept, as `record` writes it.
     """
 
-    __slots__ = ("_asked", "_echoed", "_history", "_items", "_sealer", "generation", "keep", "previous")
+    __slots__ = ("_asked", "_echoed", "_items", "_sealer", "generation", "keep", "previous")
 
     deferral: Final = None
 
@@ -776,7 +775,6 @@ class ResponsesAsked:
         self._asked = asked
         self._echoed = echoed
         self._sealer = sealer
-        self._history: list[Any] = []
         self._items: list[_Item] = (
             [_Item("message", "user", asked.input)] if isinstance(asked.input, str) else asked.input
         )
@@ -793,10 +791,7 @@ class ResponsesAsked:
 
     def go_on_from(self, record: bytes) -> None:
         """Puts the conversation of a kept response before this request."""
-        kept = msgspec.json.decode(record, type=_Record)
-        self._history = [*kept.history, *kept.input, *kept.output]
-        earlier = msgspec.convert(self._history, list[_Item])
-        whole = _Conversation(self._sealer).messages([*earlier, *self._items], "input")
+        whole = _Conversation(self._sealer, kept.conversation_of(record)).messages(self._items, "input")
         self.generation = replace(self.generation, messages=whole)
 
     def renderer(self) -> ResponsesRenderer:
@@ -806,11 +801,9 @@ class ResponsesAsked:
         return _encode(self._replayed(completion).response)
 
     def record(self, completion: Completion) -> bytes:
-        """What is kept of the answer: the conversation for going on, and the response for GET."""
-        made = self._replayed(completion)
-        output = [{**item, **_hidden(item, made.hidden)} for item in made.response["output"]]
-        own = self._own_input()
-        return _encode(_Record(self._history, own, output, made.response))
+        """What is kept of the answer: the conversation for going on, the response for GET, and the items that were asked with."""
+        own = _Own(self._own_input(), self._replayed(completion).response)
+        return kept.record(kept.spoken(self.generation.messages, completion), _encode(own))
 
     def _own_input(self) -> list[Any]:
         """The input items as they came, each with an id, and the instructions as the first of them."""
@@ -840,7 +833,6 @@ class ResponsesAsked:
     def _echo(self) -> dict[str, Any]:
         """The request or its defaults; keys are there also where they are null (xai-api.md 8.3)."""
         asked, told = self._asked, self._echoed
-        effort = self.generation.reasoning
         return {
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
@@ -848,14 +840,14 @@ class ResponsesAsked:
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
             "prompt_cache_key": asked.prompt_cache_key,
-            "reasoning": {"effort": effort, "summary": "detailed" if effort not in (None, "none") else None},
+            "reasoning": {"effort": self.generation.reasoning},
             "safety_identifier": asked.safety_identifier,
             "service_tier": "default",
             "store": self.keep,
             "temperature": asked.temperature,
             "top_p": asked.top_p,
             "top_logprobs": asked.top_logprobs or 0,
-            "text": {"format": {"type": "text"}} if bytes(told.text) == b"null" else told.text,
+            "text": {"format": {"type": "text"}, **(msgspec.json.decode(told.text) or {})},
             "tool_choice": "auto" if bytes(told.tool_choice) == b"null" else told.tool_choice,
             "tools": [] if asked.tools is None else _without_secrets(bytes(told.tools)),
             "user": asked.user,
@@ -877,13 +869,9 @@ def _without_secrets(tools: bytes) -> list[dict[str, Any]]:
     return shown
 
 
-def _hidden(item: dict[str, Any], outputs: dict[str, str]) -> dict[str, str]:
-    return {"output": outputs[item["id"]]} if item["id"] in outputs else {}
-
-
 def _events_of(completion: Completion) -> Iterator[Event]:
     """A whole answer as the events that it was made of."""
-    yield Started(completion.id, completion.created, completion.model, completion.fingerprint, completion.priority)
+    yield completion.started()
     choice = completion.choices[0]
     yield from choice.events()
     yield Finished(
@@ -912,13 +900,15 @@ def _in_our_words(error: JubalError) -> JubalError:
     return error
 
 
-class _Record(msgspec.Struct):
-    """history: items of the responses before. input, output: this one's, with the outputs of server tools. response: for GET."""
+class _Own(msgspec.Struct):
+    """What only this dialect reads of a kept answer."""
 
-    history: list[Any]
     input: list[Any]
-    output: list[Any]
     response: dict[str, Any]
+
+
+def _own(record: bytes) -> _Own:
+    return msgspec.json.decode(kept.own_of(record), type=_Own)
 
 
 class OpenAIResponses:
@@ -941,7 +931,7 @@ class OpenAIResponses:
 
     def shown(self, record: bytes) -> bytes:
         """The body of GET /v1/responses/{id}."""
-        return _encode(msgspec.json.decode(record, type=_Record).response)
+        return _encode(_own(record).response)
 
     def deleted(self, identity: str) -> bytes:
         return _encode({"id": identity, "object": "response", "deleted": True})
@@ -951,7 +941,7 @@ class OpenAIResponses:
         within("limit", limit, 1, 100)
         if order not in ("asc", "desc"):
             raise _wrong("order", "must be asc or desc")
-        items = msgspec.json.decode(record, type=_Record).input
+        items = _own(record).input
         if order == "desc":
             items = items[::-1]
         if after is not None:

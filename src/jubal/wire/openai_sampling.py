@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from jubal.core.errors import BadRequest
+from jubal.core.events import Applied
 from jubal.core.generation import Sampling
 from jubal.wire.decode import within
 
@@ -28,16 +29,9 @@ def wants_priority(service_tier: str | None) -> bool:
     return service_tier in ("priority", "fast")
 
 
-def tier_of(served: Served) -> str:
+def tier_of(applied: Applied) -> str:
     """The service tier as an answer tells it: what was given, whatever was asked for."""
-    return "priority" if served.priority else "default"
-
-
-class Served(Protocol):
-    """An answer."""
-
-    @property
-    def priority(self) -> bool: ...
+    return "priority" if applied.priority else "default"
 
 
 class Sampled(Protocol):

@@ -139,7 +139,7 @@ def arguments_of(call: ServerToolCall) -> dict[str, Any]:
 
 
 def item_begun(response_id: str, call: ServerToolCall) -> dict[str, Any]:
-    """The output item of a call that begins (xai-api.md 8.4)."""
+    """The output item of a call that begins (xai-api.md 8.4), without `item_written`, which comes in events of its own."""
     body: dict[str, Any]
     match call.kind:
         case "web_search":
@@ -153,12 +153,11 @@ def item_begun(response_id: str, call: ServerToolCall) -> dict[str, Any]:
                 "input": "",
             }
         case "code_execution":
-            code = arguments_of(call).get("code", call.arguments)
             body = {
                 "type": "code_interpreter_call",
                 "id": f"ci_{response_id}_{call.id}",
                 "container_id": "",
-                "code": code,
+                "code": "",
                 "outputs": None,
             }
         case "mcp":
@@ -168,7 +167,7 @@ def item_begun(response_id: str, call: ServerToolCall) -> dict[str, Any]:
                 "id": f"mcp_{response_id}_{call.id}",
                 "server_label": label,
                 "name": name,
-                "arguments": call.arguments,
+                "arguments": "",
                 "output": None,
                 "error": None,
             }
@@ -181,6 +180,19 @@ def item_begun(response_id: str, call: ServerToolCall) -> dict[str, Any]:
                 "results": None,
             }
     return {**body, "status": "in_progress"}
+
+
+def item_written(call: ServerToolCall) -> dict[str, Any]:
+    """What of the item a stream tells in pieces: clients join those, so that it is empty in the item that is added."""
+    match call.kind:
+        case "x_search":
+            return {"input": call.arguments}
+        case "code_execution":
+            return {"code": arguments_of(call).get("code", call.arguments)}
+        case "mcp":
+            return {"arguments": call.arguments}
+        case "web_search" | "collections_search":
+            return {}
 
 
 def _action(call: ServerToolCall) -> dict[str, Any]:
@@ -206,7 +218,7 @@ def events_at_beginning(call: ServerToolCall) -> list[tuple[str, dict[str, Any]]
                 ("response.custom_tool_call_input.done", {"input": call.arguments}),
             ]
         case "code_execution":
-            code = arguments_of(call).get("code", call.arguments)
+            code = item_written(call)["code"]
             return [
                 ("response.code_interpreter_call.in_progress", {}),
                 ("response.code_interpreter_call_code.delta", {"delta": code}),
@@ -218,6 +230,7 @@ def events_at_beginning(call: ServerToolCall) -> list[tuple[str, dict[str, Any]]
                 ("response.mcp_call.in_progress", {}),
                 ("response.mcp_call_arguments.delta", {"delta": call.arguments}),
                 ("response.mcp_call_arguments.done", {"arguments": call.arguments}),
+                ("response.mcp_call.executing", {}),
             ]
         case "collections_search":
             return [("response.file_search_call.in_progress", {}), ("response.file_search_call.searching", {})]
@@ -232,8 +245,14 @@ def events_at_end(result: ServerToolResult) -> list[tuple[str, dict[str, Any]]]:
             return []
         case "code_execution":
             return [("response.code_interpreter_call.completed", {})]
+        case "mcp" if result.ok:
+            return [
+                ("response.mcp_call_output.delta", {"delta": result.output}),
+                ("response.mcp_call_output.done", {"output": result.output}),
+                ("response.mcp_call.completed", {}),
+            ]
         case "mcp":
-            return [("response.mcp_call.completed" if result.ok else "response.mcp_call.failed", {})]
+            return [("response.mcp_call.failed", {})]
         case "collections_search":
             return [("response.file_search_call.completed", {})]
 
@@ -242,10 +261,8 @@ def item_ended(
     call: ServerToolCall, result: ServerToolResult, begun: dict[str, Any], *, sources: bool, outputs: bool
 ) -> dict[str, Any]:
     """What of the item has changed at its end. sources, outputs: whether they are asked for by `include` (xai-api.md 8.5)."""
-    status = {"status": "completed" if result.ok else "failed"}
+    status = {"status": "completed" if result.ok else "failed", **item_written(call)}
     match result.kind:
-        case "x_search":
-            return {**status, "input": call.arguments}
         case "web_search" if sources and begun["action"]["type"] == "search":
             found = [{"type": "url", "url": source.url} for source in result.sources]
             return {**status, "action": {**begun["action"], "sources": found}}

@@ -96,10 +96,12 @@ class Merged:
         if len(ends) == len(self._ends):
             self.ended = True
             reasons: tuple[FinishReason, ...] = tuple(end.reasons[0] for end in ends)
+            stops = tuple(end.stops[0] if end.stops else None for end in ends)
             groups = [ends[first : first + self._each] for first in range(0, len(ends), self._each)]
             usages = [together([end.usage for end in group]) for group in groups]
             known = [usage for usage in usages if usage is not None]
-            yield TurnEnded(reasons, sum(known[1:], known[0]) if len(known) == len(usages) else None)
+            usage = sum(known[1:], known[0]) if len(known) == len(usages) else None
+            yield TurnEnded(reasons, usage, stops if any(stops) else ())
 
 
 def together(usages: Sequence[Usage | None]) -> Usage | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,7 @@ from jubal.engines.llama_cpp.tokens import count_of_tokens, tokenize_body, token
 from jubal.engines.openai_compat import ChatDecoder, chat_body, stream_chat
 from jubal.engines.openai_text import TextDecoder, text_body
 from jubal.engines.prompted import stream_prompted, worded
+from jubal.engines.quirks import LLAMA_CPP, extra_fields
 from jubal.engines.thinking import stream_thinking
 
 SLOTS: Final = 4
@@ -73,8 +75,16 @@ class _TemplateAbilities(msgspec.Struct):
     supports_tool_calls: bool = False
 
 
+class _Sampled(msgspec.Struct):
+    temperature: float | None = None
+    top_p: float | None = None
+
+
 class _Defaults(msgspec.Struct):
+    """params: what it samples with where a request does not say."""
+
     n_ctx: int = 0
+    params: _Sampled = msgspec.field(default_factory=_Sampled)
 
 
 class _Props(msgspec.Struct):
@@ -142,6 +152,7 @@ class LlamaEngine:
         self._identity = Identity(model, context or (EMBEDDING_CONTEXT_MAX if embedding else CONTEXT_MAX))
         self._template_tools = self._identity.profile.template_tools or False
         self._template_thinks = False
+        self._sampled = _Sampled(self._identity.profile.temperature, self._identity.profile.top_p)
         self._guide = Guide(
             timeout_s=self._policy.trial_s,
             bytes_max=self._policy.trial_bytes_max,
@@ -285,6 +296,8 @@ class LlamaEngine:
             json=True,
             schema=schema,
             token_prompts=True,
+            temperature=self._sampled.temperature,
+            top_p=self._sampled.top_p,
         )
 
     def _problem(self) -> str | None:
@@ -371,6 +384,7 @@ class LlamaEngine:
                 self._template_tools = told.supports_tools and told.supports_tool_calls
             self._template_thinks = any(word in props.chat_template for word in THINKING_WORDS)
             self._identity.bound(props.default_generation_settings.n_ctx)
+            self._sampled = _sampled(self._identity.profile, props.default_generation_settings.params)
 
     # Answering
 
@@ -423,13 +437,14 @@ class LlamaEngine:
         extra = self._extra
         if self._template_thinks and turn.reasoning is not None:
             extra = {**extra, "chat_template_kwargs": {"enable_thinking": turn.reasoning != "none"}}
+        extra = {**extra, **extra_fields(turn, LLAMA_CPP)}
         async with self._places:
             for last_try in (False, True):
                 session, process, life = await self._ready(self._timeout_s)
                 begun = False
                 try:
                     body = await self._body(session, turn, extra)
-                    async with aclosing(self._request(session, process, body, raw=bool(turn.prompts))) as events:
+                    async with aclosing(self._request(session, process, body, turn)) as events:
                         async for event in events:
                             begun = True
                             yield event
@@ -459,11 +474,11 @@ class LlamaEngine:
         )
 
     async def _request(
-        self, session: aiohttp.ClientSession, process: Process, body: bytes, *, raw: bool
+        self, session: aiohttp.ClientSession, process: Process, body: bytes, turn: Generation
     ) -> AsyncGenerator[EngineEvent, None]:
-        """raw: `body` is of a turn with a prompt instead of messages."""
-        url = f"{URL}/v1/completions" if raw else f"{URL}/v1/chat/completions"
-        decoder = TextDecoder if raw else ChatDecoder
+        """body: what asks for `turn`."""
+        url = f"{URL}/v1/completions" if turn.prompts else f"{URL}/v1/chat/completions"
+        decoder = partial(TextDecoder if turn.prompts else ChatDecoder, stops=turn.sampling.stop)
         headers = {"content-type": "application/json"}
         async with aclosing(
             stream_chat(session, url, body, 1, headers=headers, timeout_s=self._timeout_s, decoder=decoder)
@@ -488,6 +503,15 @@ class LlamaEngine:
                 rendered = await ask_tokens(session, "/apply-template", chat_body(turn))
                 prompts = (msgspec.json.decode(rendered, type=_Rendered).prompt,)
             return max([await _count(session, prompt) for prompt in prompts])
+
+
+def _sampled(ours: weights.Profile, its: _Sampled) -> _Sampled:
+    """Ours where there is one, else llama.cpp's own, which are 32-bit numbers."""
+
+    def first(own: float | None, told: float | None) -> float | None:
+        return own if own is not None else None if told is None else round(told, 6)
+
+    return _Sampled(first(ours.temperature, its.temperature), first(ours.top_p, its.top_p))
 
 
 async def _count(session: aiohttp.ClientSession, prompt: Prompt) -> int:

@@ -91,10 +91,6 @@ class Wishes:
         )
 
 
-ALL_IN_CLEAR: Final = Wishes(frozenset(KINDS))
-"""For what we keep ourselves."""
-
-
 @dataclass(slots=True)
 class _Line:
     """One choice. index: of the output that is being told. text_before: characters of text in earlier outputs.
@@ -398,7 +394,7 @@ def _one_of(deltas: list[TextDelta]) -> TextDelta:
 
 
 def head(start: Started | Completion, wishes: Wishes, kind: Callable[..., Proto]) -> Proto:
-    tier = usage.SERVICE_TIER_PRIORITY if start.priority else usage.SERVICE_TIER_DEFAULT
+    tier = usage.SERVICE_TIER_PRIORITY if start.applied.priority else usage.SERVICE_TIER_DEFAULT
     message = kind(
         id=start.id, model=start.model, system_fingerprint=start.fingerprint, service_tier=tier if wishes.tier else 0
     )

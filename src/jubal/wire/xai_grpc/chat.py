@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-import msgspec
-
 from jubal.core.errors import BadRequest, JubalError
+from jubal.core.events import Applied
 from jubal.core.fold import Completion
-from jubal.wire import compaction
+from jubal.core.generation import Message
+from jubal.wire import compaction, kept
 from jubal.wire.base import ErrorReply, Sealer
 from jubal.wire.xai_grpc import errors
-from jubal.wire.xai_grpc.answer import ALL_IN_CLEAR, ChunkRenderer, Wishes, outputs, response, usage_of
+from jubal.wire.xai_grpc.answer import ChunkRenderer, Wishes, response, usage_of
 from jubal.wire.xai_grpc.decode import decode, optional, wrong
 from jubal.wire.xai_grpc.pb import Proto, chat, deferred
-from jubal.wire.xai_grpc.request import generation_of, messages_of
+from jubal.wire.xai_grpc.request import PROTO_EFFORTS, generation_of, message_proto, messages_of
 
 ID_CHARS_MAX: Final = 200
 SETTINGS: Final = (
@@ -28,14 +28,7 @@ SETTINGS: Final = (
     "top_p",
     "search_parameters",
 )
-"""What is told again only where it was asked for; other settings have a value always."""
-
-
-class _Record(msgspec.Struct):
-    """conversation: a request's messages and the answer's, all in clear. response: for GetStoredCompletion."""
-
-    conversation: bytes
-    response: bytes
+"""What is told again as it was asked for; where it was not, only if it is known what was decided."""
 
 
 class ChatAsked:
@@ -44,29 +37,31 @@ class ChatAsked:
     keep: the answer is to be kept, as `record` writes it. generation may be replaced.
     """
 
-    __slots__ = ("_asked", "_sealer", "_wishes", "generation", "keep", "previous")
+    __slots__ = ("_asked", "_before", "_sealer", "_wishes", "generation", "keep", "previous")
 
     def __init__(self, asked: Proto, sealer: Sealer, *, live: bool) -> None:
         self._asked = asked
         self._sealer = sealer
         self._wishes = Wishes.of(asked)
+        self._before: tuple[Message, ...] = ()
         self.previous: str | None = optional(asked, "previous_response_id") or None
         self.keep: bool = asked.store_messages
         self.generation = generation_of(asked, messages_of(asked.messages, sealer), live=live)
 
     def go_on_from(self, record: bytes) -> None:
         """Puts the conversation of a kept answer before this request."""
-        kept = _conversation(record)
-        kept.messages.extend(self._asked.messages)
-        del self._asked.messages[:]
-        self._asked.messages.extend(kept.messages)
-        self.generation = replace(self.generation, messages=messages_of(self._asked.messages, self._sealer))
+        self._before = kept.conversation_of(record)
+        whole = messages_of(self._asked.messages, self._sealer, before=self._before)
+        self.generation = replace(self.generation, messages=whole)
 
     def body(self) -> bytes:
         """This request again, with the whole conversation in it: it needs no kept answer any more."""
         whole = chat.GetCompletionsRequest()
         whole.CopyFrom(self._asked)
         whole.ClearField("previous_response_id")
+        whole.ClearField("messages")
+        whole.messages.extend(map(message_proto, self._before))
+        whole.messages.extend(self._asked.messages)
         serialized: bytes = whole.SerializeToString()
         return serialized
 
@@ -76,7 +71,7 @@ class ChatAsked:
     def whole(self, completion: Completion) -> bytes:
         """A GetChatCompletionResponse."""
         answer = response(completion, self._wishes, self._sealer)
-        self._settings(answer.settings)
+        self._settings(answer.settings, completion.applied)
         serialized: bytes = answer.SerializeToString()
         return serialized
 
@@ -87,15 +82,17 @@ class ChatAsked:
 
     def record(self, completion: Completion) -> bytes:
         """What is kept of the answer: the conversation for going on, and the response. Nothing of it is hidden from us."""
-        conversation = chat.GetCompletionsRequest(messages=self._asked.messages)
-        first = replace(completion, choices=completion.choices[:1])
-        for output in outputs(first, ALL_IN_CLEAR, self._sealer):
-            conversation.messages.append(_said(output.message))
-        return msgspec.msgpack.encode(_Record(conversation.SerializeToString(), self.whole(completion)))
+        return kept.record(kept.spoken(self.generation.messages, completion), self.whole(completion))
 
-    def _settings(self, settings: Proto) -> None:
-        """What was asked for or its defaults (xai-api.md 23.4)."""
+    def _settings(self, settings: Proto, applied: Applied) -> None:
+        """What was asked for or its defaults (xai-api.md 23.4). applied: those that were decided for this answer."""
         asked = self._asked
+        if applied.temperature is not None:
+            settings.temperature = applied.temperature
+        if applied.top_p is not None:
+            settings.top_p = applied.top_p
+        if applied.reasoning is not None:
+            settings.reasoning_effort = PROTO_EFFORTS[applied.reasoning]
         for name in SETTINGS:
             if asked.HasField(name):
                 if isinstance(value := getattr(asked, name), int | float | str):
@@ -112,22 +109,6 @@ class ChatAsked:
             if tool.WhichOneof("tool") == "mcp":  # an MCP server's key is never told again, nor kept
                 tool.mcp.ClearField("authorization")
                 tool.mcp.extra_headers.clear()
-
-
-def _said(message: Proto) -> Proto:
-    """An output's message as one of a conversation."""
-    said = chat.Message(role=message.role, tool_calls=message.tool_calls)
-    if message.content:
-        said.content.add(text=message.content)
-    if message.reasoning_content:
-        said.reasoning_content = message.reasoning_content
-    if message.role == chat.ROLE_TOOL and message.tool_calls:
-        said.tool_call_id = message.tool_calls[0].id
-    return said
-
-
-def _conversation(record: bytes) -> Proto:
-    return chat.GetCompletionsRequest.FromString(msgspec.msgpack.decode(record, type=_Record).conversation)
 
 
 class XaiChat:
@@ -148,7 +129,7 @@ class XaiChat:
 
     def shown(self, record: bytes) -> bytes:
         """A kept answer's GetChatCompletionResponse."""
-        return msgspec.msgpack.decode(record, type=_Record).response
+        return kept.own_of(record)
 
 
 class CompactAsked:

@@ -45,12 +45,20 @@ EFFORTS: Final[dict[int, Effort]] = {
     chat.EFFORT_HIGH: "high",
     chat.EFFORT_XHIGH: "high",  # acts as high (xai-api.md 30)
 }
+PROTO_EFFORTS: Final[dict[Effort, int]] = {
+    "none": chat.EFFORT_NONE,
+    "low": chat.EFFORT_LOW,
+    "medium": chat.EFFORT_MEDIUM,
+    "high": chat.EFFORT_HIGH,
+}
 DETAILS: Final[dict[int, Literal["auto", "low", "high"]]] = {
     image.DETAIL_INVALID: "auto",
     image.DETAIL_AUTO: "auto",
     image.DETAIL_LOW: "low",
     image.DETAIL_HIGH: "high",
 }
+PROTO_ROLES: Final[dict[Role, int]] = {role: number for number, role in ROLES.items() if number != chat.ROLE_FUNCTION}
+PROTO_DETAILS: Final = {"auto": image.DETAIL_AUTO, "low": image.DETAIL_LOW, "high": image.DETAIL_HIGH}
 CLIENT_TYPES: Final = frozenset({chat.TOOL_CALL_TYPE_INVALID, chat.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL})
 """Calls that the client had to answer. Without a type it is one of these."""
 
@@ -156,9 +164,14 @@ def _effort(asked: Proto) -> Effort | None:
 # ---------------------------------------------------------------------------------------------- messages
 
 
-def messages_of(protos: list[Proto], sealer: Sealer, where: str = "messages") -> tuple[Message, ...]:
-    """The conversation, in which answers of this API may stand as they went out. Raises `BadRequest` naming the message."""
-    reader = _Reader(sealer, _answered(protos, sealer))
+def messages_of(
+    protos: list[Proto], sealer: Sealer, where: str = "messages", *, before: tuple[Message, ...] = ()
+) -> tuple[Message, ...]:
+    """The conversation, in which answers of this API may stand as they went out. Raises `BadRequest` naming the message.
+
+    before: what was said in answers that this one goes on from.
+    """
+    reader = _Reader(sealer, _answered(protos, sealer), before)
     for index, proto in enumerate(protos):
         reader.read(f"{where}[{index}]", proto)
     if not reader.messages:
@@ -186,15 +199,16 @@ class _Reader:
     """Messages of the request to messages of the core, one by one. answered: what tools gave, by the ids of their calls.
 
     A call of a server tool whose output is not known any more is left out: it came without, as nobody asked to include it.
-    A tool's result without an id answers the first call that has no answer yet.
+    A tool's result without an id answers the first call that has no answer yet. before: what was said already.
     """
 
-    def __init__(self, sealer: Sealer, answered: dict[str, str]) -> None:
+    def __init__(self, sealer: Sealer, answered: dict[str, str], before: tuple[Message, ...]) -> None:
         self._sealer = sealer
         self._answered = answered
         self._lost: set[str] = set()
-        self._open: list[str] = []
-        self.messages: list[Message] = []
+        ended = {message.tool_call_id for message in before}
+        self._open = [call.id for message in before for call in message.calls if call.id not in ended]
+        self.messages: list[Message] = list(before)
 
     def read(self, where: str, proto: Proto) -> None:
         role = ROLES.get(proto.role)
@@ -274,3 +288,24 @@ def _image(where: str, asked: Proto) -> ImagePart:
     if detail is None:
         raise wrong(f"{where}.detail", "must be auto, low or high")
     return ImagePart(asked.image_url, detail, where=f"{where}.image_url")
+
+
+# ---------------------------------------------------------------------------------------------- and back
+
+
+def message_proto(message: Message) -> Proto:
+    """A message of a conversation that was kept, as a request may bring it."""
+    proto = chat.Message(role=PROTO_ROLES[message.role], name=message.name or "")
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            proto.content.add(text=part.text)
+        else:
+            proto.content.add(image_url=image.ImageUrlContent(image_url=part.url, detail=PROTO_DETAILS[part.detail]))
+    for call in message.calls:
+        called = chat.FunctionCall(name=call.name, arguments=call.arguments)
+        proto.tool_calls.add(id=call.id, type=chat.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL, function=called)
+    if message.tool_call_id is not None:
+        proto.tool_call_id = message.tool_call_id
+    if message.reasoning is not None:
+        proto.reasoning_content = message.reasoning
+    return proto
