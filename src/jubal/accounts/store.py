@@ -597,10 +597,10 @@ def _translated() -> Iterator[None]:
 def _without_values(error: exc.SQLAlchemyError | sqlite3.Error) -> Exception:
     """The same for the log. PostgreSQL's `DETAIL` shows the row that it refuses: prompts, answers, hashes of keys."""
     told = getattr(getattr(error, "orig", None), "diag", None)
-    if told is None or (told.message_detail is None and told.context is None):
+    if not isinstance(error, exc.DBAPIError) or told is None:
         return error
-    bare = RuntimeError(f"{type(error.orig).__name__}: {told.message_primary}")  # type: ignore[union-attr]  # it has `diag`
-    return bare.with_traceback(error.__traceback__)
+    bare = RuntimeError(f"{type(error.orig).__name__}: {told.message_primary}")
+    return type(error)(None, None, bare).with_traceback(error.__traceback__)
 
 
 def translate(error: exc.SQLAlchemyError | sqlite3.Error) -> StoreUnavailable | InternalError:
