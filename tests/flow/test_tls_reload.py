@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.flow.test_security import make_certificate
 from tests.flow.test_security_connections import PATIENCE_S
+from tests.redis_server import redis_server
 from tests.server import ECHO, LEASHED, Server, environment, free_port, running
 
 CONFIG = ECHO + '[server]\ntls_cert = "live.pem"\ntls_key = "live.key"\n'
@@ -160,3 +161,23 @@ def test_a_terminal_that_is_closed_ends_its_server_in_order(tmp_path: Path) -> N
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise
+
+
+def test_all_workers_show_a_renewed_certificate(tmp_path: Path) -> None:
+    """The parent, which was sent the signal, hands it on."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("one", "two"):
+        make_certificate(home, name)
+    install(home, "one")
+    with redis_server(tmp_path / "redis") as redis:
+        config = f'{CONFIG}workers = 2\n[limits]\nurl = "{redis.url}"\n'
+        with running(home, config=config, grpc=True) as server:
+            until(lambda: "ready in" in server.log.read_text())
+            assert all(shown(server, "one") for _ in range(8))
+            install(home, "two")
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: server.log.read_text().count("new connections get the new TLS certificate") == 2)
+            assert all(shown(server, "two") for _ in range(8))
+            assert shown_by_grpc(server, "two")
+            assert server.stop() == 0

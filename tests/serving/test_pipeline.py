@@ -133,7 +133,7 @@ async def test_priority_is_told_and_charged_where_it_can_be_given() -> None:
     for running_max, given in ((1, True), (None, False)):  # without a queue there is nobody to go before
         made, log = pipeline(ScriptedEngine(GOOD), running_max=running_max)
         events = await run(made, asked)
-        assert events[0] == Started("r1", 1000, "grok-4", "fp_0000000000", given)
+        assert events[0] == Started("r1", 1000, "grok-4", "fp_0000000000", Applied(priority=given))
         assert events[-1] == Finished(("stop",), Usage(10, 2, 4), cost * (1 + given), ended=1000)
         [row] = log.rows
         assert (row.cost_in_usd_ticks, row.service_tier) == (cost * (1 + given), "priority" if given else None)
@@ -169,7 +169,7 @@ async def test_deferred_work_has_no_priority() -> None:
     asked = replace(ASKED, priority=True)
     events = [e async for e in made.run(made.admit(CALLER, "chat", asked, request_id="r1", later=later))]
     assert isinstance(events[0], Started)
-    assert not events[0].priority
+    assert not events[0].applied.priority
     assert (later.rows[0].service_tier, later.rows[0].cost_in_usd_ticks) == (None, 6 * 3 + 4 * 1 + 2 * 5)
     assert not log.rows
 

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from jubal.core import errors as core
 from jubal.core.embedding import Embeddings, pack
 from jubal.core.errors import JubalError
-from jubal.core.events import Applied, (
+from jubal.core.events import (
     Applied,
     Citation,
     Event,
