@@ -43,7 +43,7 @@ def pause_s(deaths: int) -> float:
 
 
 def has_terminal() -> bool:
-    """Whether this process has, or had, one: asked at SIGHUP, which tells that it is gone, or else that files are to be read again.
+    """Whether this process has, or had, one: asked at SIGHUP, which says that it is gone, or else that files are to be read again.
 
     A file that was a terminal is still told from others by its error.
     """
@@ -95,7 +95,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._stop() if has_terminal() else None)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         try:
             started = await self._start_all(on_ready)
             if started is None:
@@ -191,6 +191,15 @@ class Supervisor:
             worker.drain()
         asyncio.get_running_loop().call_later(self._drain_s, self._kill)
 
+    def _hung_up(self) -> None:
+        """The terminal is gone, and with it who started the server; without one, workers read their files again."""
+        if has_terminal():
+            if not self._stopping.is_set():
+                self._stop()
+            return
+        for worker in self._workers:
+            worker.hang_up()
+
     def _kill(self) -> None:
         for worker in self._workers:
             log.error("a worker did not end and is killed", worker=worker.pid)
@@ -244,6 +253,12 @@ class _Worker:
         if self.ready_s is None:  # it may not listen to orders for a while, and has nothing to drain
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
+
+    def hang_up(self) -> None:
+        """One that is not ready yet reads its files anyway, and would be ended by the signal."""
+        if self.ready_s is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -14,7 +14,7 @@ from typing import Any, Final, TextIO, cast
 
 import structlog
 
-from jubal.core.hiding import hide
+from jubal.core.hiding import hide, sure
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -24,7 +24,7 @@ class Sink:
     must not cost a request its answer."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self._secrets = tuple(secrets)
+        self._secrets = sure(secrets)
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
@@ -36,8 +36,8 @@ class Sink:
 
 
 def configure(level: str, secrets: Iterable[str] = (), *, pid: int | None = None) -> None:
-    """Jubal's own events, from `level` on. secrets: what no line may hold. pid: of this process, for every line, where several
-    write to one place."""
+    """Jubal's own events, from `level` on. secrets: what no line may hold. pid: of this process, for every line, where
+    several write to one place."""
     sink = cast("TextIO", Sink(secrets))
     structlog.configure(
         processors=[*_fields(pid), *_rendering()],

@@ -96,9 +96,8 @@ def serve(
             workers.supervise(settings, listener, grpc, log_level.value, began_s)
             return
         from jubal.cli import logs
-        from jubal.core import hiding
 
-        secrets = hiding.sure(config.secrets(settings))
+        secrets = config.secrets(settings)
         logs.configure(log_level.value, secrets)
         logs.configure_libraries(secrets)
         run(settings, listener, grpc, began_s=began_s, show=_show)

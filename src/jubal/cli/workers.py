@@ -83,11 +83,10 @@ def supervise(
     first key, is done by the first worker, before there are others. kept: keeps the port for them.
     """
     from jubal.cli import logs, serve
-    from jubal.core import hiding
     from jubal.serving.places import reserve
     from jubal.supervisor import Supervisor
 
-    logs.configure(log_level, hiding.sure(config.secrets(settings)), pid=os.getpid())
+    logs.configure(log_level, config.secrets(settings), pid=os.getpid())
     port = kept.getsockname()[1]
 
     def orders(first: bool) -> bytes:
@@ -130,7 +129,6 @@ def supervise(
 def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
     """One process of `jubal serve`, which starts it; nothing for a shell."""
     from jubal.cli import logs, serve
-    from jubal.core import hiding
     from jubal.serving.places import Place, bind
     from jubal.supervisor import Line
 
@@ -140,7 +138,7 @@ def worker(line: Annotated[int, typer.Argument(metavar="DESCRIPTOR")]) -> None:
     except EOFError:  # the parent was killed meanwhile; there is nobody to work for
         raise typer.Exit(1) from None
     settings = orders.settings
-    secrets = hiding.sure(config.secrets(settings))
+    secrets = config.secrets(settings)
     logs.configure(orders.log_level, secrets, pid=os.getpid())
     logs.configure_libraries(secrets, pid=os.getpid())
     place = None if orders.grpc is None else Place(*orders.grpc, shared=True)
