@@ -24,4 +24,5 @@ async def test_several_prompts_are_several_answers_each_as_often_as_asked() -> N
     events = [event async for event in EchoEngine("e").stream(turn)]
     said = ["".join(e.text for e in events if isinstance(e, TextDelta) and e.choice == index) for index in range(4)]
     assert said == ["one two", "one two", "a ", "a "]
-    assert events[-1] == TurnEnded(("length", "length", "stop", "stop"), Usage(5, 6, 0))
+    usage, stops = Usage(5, 6, 0), (None, None, "x", "x")
+    assert events[-1] == TurnEnded(("length", "length", "stop", "stop"), usage, stops)
