@@ -211,7 +211,7 @@ async def test_a_part_that_fails_with_a_secret_in_its_words(tmp_path: Path, case
         mcp = {
             "type": "mcp",
             "server_label": "box",
-            "server_url": f"http://user:{secrets.new('mcp-url')}@127.0.0.1:9/mcp",
+            "server_url": "http://127.0.0.1:9/mcp",
             "authorization": f"Bearer {secrets.new('mcp-authorization')}",
         }
         asked: list[tuple[str, dict[str, Any]]] = [

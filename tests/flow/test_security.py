@@ -604,7 +604,7 @@ async def test_what_is_asked_can_be_printed_without_its_secrets() -> None:
     tool = {
         "type": "mcp",
         "server_label": "box",
-        "server_url": f"https://user:{secrets.new('url')}@mcp.example/",
+        "server_url": f"https://mcp.example/?token={secrets.new('url')}",
         "authorization": secrets.new("authorization"),
         "headers": {"X-Token": secrets.new("header")},
     }

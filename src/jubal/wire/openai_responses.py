@@ -41,7 +41,6 @@ from jubal.core.generation import (
     ToolChoice,
     Tools,
 )
-from jubal.core.hiding import hide
 from jubal.core.server_tools import ServerTool
 from jubal.wire import compaction, kept, openai_errors, server_tools, sse
 from jubal.wire.base import ErrorReply, Sealer
@@ -862,11 +861,7 @@ class ResponsesAsked:
 def _without_secrets(tools: bytes) -> list[dict[str, Any]]:
     """An MCP server's key is never told again, nor kept."""
     told: list[dict[str, Any]] = msgspec.json.decode(tools)
-    shown = [{name: value for name, value in tool.items() if name not in ("authorization", "headers")} for tool in told]
-    for tool in shown:
-        if isinstance(url := tool.get("server_url"), str):
-            tool["server_url"] = hide(url)  # its password
-    return shown
+    return [{name: value for name, value in tool.items() if name not in ("authorization", "headers")} for tool in told]
 
 
 def _events_of(completion: Completion) -> Iterator[Event]:
