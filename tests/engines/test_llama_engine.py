@@ -217,8 +217,10 @@ async def test_a_deaf_child_is_replaced(make: Make, tmp_path: Path) -> None:
 
 
 async def test_a_child_that_answers_health_but_nothing_else_is_replaced(make: Make, tmp_path: Path) -> None:
-    engine = make("--hang", "--once", str(tmp_path / "once"), timeout_s=0.4)
+    engine = make("--hang", "--once", str(tmp_path / "once"), timeout_s=10)
     await engine.start()
+    await engine.ready()
+    engine._timeout_s = 0.4
     with pytest.raises(EngineTimeout):
         await answer(engine)
     await wait_for(lambda: engine.status().state != "ready")

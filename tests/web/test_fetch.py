@@ -353,7 +353,7 @@ async def test_encodings_that_were_not_asked_for(encoding: str) -> None:
             await get(one)
 
 
-@pytest.mark.parametrize("body", [b"not gzip at all", gzip.compress(b"hello" * 100)[:-9]])
+@pytest.mark.parametrize("body", [b"not gzip at all", gzip.compress(b"hello" * 100)[:-9]], ids=["none", "cut"])
 async def test_compressed_data_that_is_broken(body: bytes) -> None:
     async with site(page=gives(body, content_encoding="gzip")) as one:
         with pytest.raises(BadContent):
