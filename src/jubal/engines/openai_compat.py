@@ -511,9 +511,10 @@ def _usage(told: _Usage) -> Usage | None:
     None for counts that can't be: what somebody pays follows from them.
     """
     reasoning = (told.completion_tokens_details and told.completion_tokens_details.reasoning_tokens) or 0
-    if not all(0 <= count <= COUNT_MAX for count in (told.prompt_tokens, told.completion_tokens, reasoning)):
-        return None
     completion = told.completion_tokens
+    possible = 0 <= told.prompt_tokens <= COUNT_MAX and 0 <= completion <= COUNT_MAX and 0 <= reasoning <= COUNT_MAX
+    if not possible:
+        return None
     if told.total_tokens != told.prompt_tokens + completion + reasoning:
         completion = max(0, completion - reasoning)
     details = told.prompt_tokens_details or _PromptDetails()
