@@ -224,7 +224,7 @@ def _check_string(where: str, keyword: str, value: object) -> None:
 
 
 def _check_branches(where: str, keyword: str, value: object) -> None:
-    if not _expect(value, list, where, keyword, "a list of schemas") and keyword != "prefixItems":
+    if not _expect(value, list, where, keyword, "a list of schemas"):
         raise _invalid(where, f"`{keyword}` must not be empty")
 
 
