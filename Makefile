@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
+# Tests at a time: one more than there are cores, as many of them wait for other processes.
+JOBS    = $(shell $(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve chat fmt lint type test clients live-vllm bench clean
@@ -45,7 +47,7 @@ type: $(VENV)/.dev ## mypy --strict on src
 	$(BIN)/mypy
 
 test: $(VENV)/.dev ## the whole suite, the real model included (ARGS="-k chat" for a part, ARGS="-n 0" one after the other)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 clients: $(VENV)/.dev ## only the official SDKs against a started server
 	$(BIN)/python -m pytest tests/clients $(ARGS)

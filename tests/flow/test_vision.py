@@ -183,7 +183,7 @@ async def test_llama_cpp_with_a_projector_reads_the_image(tmp_path: Path, models
             assert body["error"]["param"] == "messages[0].content[2].image_url.url"
             tool = {
                 "type": "function",
-                "function": {"name": "paint", "parameters": {"type": "object", "properties": {}}},
+                "function": {"name": "paint", "parameters": {"type": "object", "additionalProperties": False}},
             }
             status, body = await asyncio.to_thread(asks, png, tools=[tool], tool_choice="required")
             assert status == 200, body

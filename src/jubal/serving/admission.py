@@ -163,6 +163,8 @@ class Admission:
             raise
 
     def _let_in(self) -> None:
+        if not (self._returning or self._newcomers):
+            return
         while (turn := self._next()) is not None:
             self.running += 1
             turn.set_result(None)
