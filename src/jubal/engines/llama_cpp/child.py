@@ -12,11 +12,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Final
 
 import msgspec
 
 EXIT_FAILED: Final = 1
+LOG_LAG_S: Final = 0.5
+"""llama.cpp writes its log in a thread of its own, which is cut off by the exit: what it says of a model that fails is there."""
 _PR_SET_PDEATHSIG: Final = 1
 LOG_WARNINGS: Final = 2
 """llama.cpp's verbosity: errors and warnings. The next level writes several lines for every request."""
@@ -52,6 +55,7 @@ def main() -> None:
         server = serve(args)
     except Exception as error:  # noqa: BLE001  whatever it is, the parent reads it as the last line of the log
         print(f"E {error}", file=sys.stderr, flush=True)  # noqa: T201
+        time.sleep(LOG_LAG_S)
         os._exit(EXIT_FAILED)
     threading.Event().wait()
     del server  # never reached: it only keeps the server alive until here
