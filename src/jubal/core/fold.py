@@ -224,7 +224,7 @@ class Folder:
     def _close(self, end: Finished) -> Completion:
         assert self._started is not None, "Started comes first"
         choices = tuple(
-            self._choice(index).close(reason, end.stop_of(index)) for index, reason in enumerate(end.reasons)
+            [self._choice(index).close(reason, end.stop_of(index)) for index, reason in enumerate(end.reasons)]
         )
         start = self._started
         return Completion(

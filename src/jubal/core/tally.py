@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from jubal.core.events import EngineEvent, Event, Finished, ReasoningDelta, TextDelta, ToolCall, TurnEnded, UsageSoFar
 from jubal.core.generation import Generation, ImagePart
 from jubal.core.usage import Usage
@@ -45,6 +47,10 @@ def estimate_image(image: ImagePart) -> int:
     return min(TOKENS_PER_IMAGE_MAX, TOKENS_PER_TILE * tiles)
 
 
+COUNTING: Final = (UsageSoFar, Finished, TurnEnded)
+"""Events with the engine's own counts. A tuple, as `A | B` is made anew each time that it is come by."""
+
+
 class Tally:
     """Feeds on the events of one turn or one answer.
 
@@ -65,7 +71,7 @@ class Tally:
             self._deltas += 1
         elif kind is ReasoningDelta:
             self._thoughts += 1
-        elif isinstance(event, UsageSoFar | Finished | TurnEnded) and event.usage is not None:
+        elif isinstance(event, COUNTING) and event.usage is not None:
             self._known = event.usage
             self._deltas = self._thoughts = 0
             self.exact = isinstance(event, TurnEnded) or (isinstance(event, Finished) and not event.estimated)

@@ -93,7 +93,20 @@ class Exchange:
     that is known. admitted: what its limits let in, once they have. extra: further headers for the answer. peer: who asks.
     """
 
-    __slots__ = ("_receive", "_send", "admitted", "extra", "id", "key_id", "path", "peer", "scope", "started", "status")
+    __slots__ = (
+        "_headers",
+        "_receive",
+        "_send",
+        "admitted",
+        "extra",
+        "id",
+        "key_id",
+        "path",
+        "peer",
+        "scope",
+        "started",
+        "status",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self.scope = scope
@@ -105,16 +118,16 @@ class Exchange:
         self.admitted: Admitted | None = None
         self.extra: tuple[tuple[bytes, bytes], ...] = ()
         self.peer = Peer.of(scope)
+        self._headers: dict[bytes, bytes] | None = None
         self._receive = receive
         self._send = send
 
     def header(self, name: bytes) -> str | None:
         """The first header of this (lower case) name."""
-        for key, value in self.scope["headers"]:
-            if key == name:
-                text: str = value.decode("latin-1")
-                return text
-        return None
+        if self._headers is None:
+            self._headers = dict(reversed(self.scope["headers"]))
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")
 
     async def body(self, bytes_max: int) -> bytes:
         """The whole body. Raises `BodyTooLarge`, `ClientGone`."""
@@ -551,8 +564,8 @@ class HttpApp:
         )
         return exchange.admitted
 
-    async def _render(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
-        await (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted)
+    def _render(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> Awaitable[None]:
+        return (self._stream if asked.generation.live else self._whole)(exchange, asked, admitted)
 
     async def _whole(self, exchange: Exchange, asked: WholeAsked, admitted: Admitted) -> None:
         """A fold over the same events that a stream renders."""

@@ -71,16 +71,20 @@ _RANDOM: Final = random.SystemRandom()
 _ids: Final = random.Random(_RANDOM.getrandbits(256))  # noqa: S311  ids name requests, they protect nothing
 
 
+VERSION_7: Final = 0x7 << 76 | 0b10 << 62
+NOT_MARKS: Final = ~(0xF << 76 | 0b11 << 62)
+"""All but the bits of a UUID that say its version and variant."""
+
+
 def new_request_id() -> str:
     """A version 7 UUID (RFC 9562): 48 bits of Unix milliseconds, then 74 random ones.
 
     In order of time, so that the store adds rows and index entries at the end of its trees: with ids in no order each row
     dirties pages of its own, which doubles what SQLite takes to write it.
     """
-    digits = f"{time.time_ns() // 1_000_000 << 80 | _ids.getrandbits(80):032x}"
-    return (
-        f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
-    )
+    number = time.time_ns() // 1_000_000 << 80 | _ids.getrandbits(80)
+    digits = f"{number & NOT_MARKS | VERSION_7:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 class Identifier(Protocol):
@@ -830,9 +834,10 @@ class _Account:
 
     def see(self, event: Event) -> None:
         self._tally.see(event)
-        if self._first_s is None and isinstance(event, TextDelta | ReasoningDelta):
+        kind = type(event)
+        if self._first_s is None and (kind is TextDelta or kind is ReasoningDelta):
             self._first_s = self._clock()
-        elif type(event) is ServerToolResult and event.ok:
+        elif isinstance(event, ServerToolResult) and event.ok:
             self.uses[event.kind] = self.uses.get(event.kind, 0) + 1
 
     def close(self, status: str, error: JubalError | None = None, *, unseen: bool = False) -> int:

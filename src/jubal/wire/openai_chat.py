@@ -220,7 +220,7 @@ def _generation(asked: _Request) -> Generation:
         )
     return Generation(
         model=asked.model,
-        messages=tuple(_message(index, message) for index, message in enumerate(asked.messages)),
+        messages=tuple([_message(index, message) for index, message in enumerate(asked.messages)]),
         sampling=sampling(asked),
         bounds=_bounds(asked),
         choices=choices(asked.n),
