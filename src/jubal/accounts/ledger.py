@@ -21,10 +21,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import driver
@@ -32,9 +31,6 @@ from jubal.accounts.tables import balances, transfers
 from jubal.accounts.upserts import insert_into
 from jubal.core.errors import BadRequest
 from jubal.core.money import exact_usd
-
-if TYPE_CHECKING:
-    from sqlalchemy.dialects import postgresql
 
 Account: TypeAlias = Literal["grant", "prepaid", "receivable", "revenue", "cash", "promo"]
 Kind: TypeAlias = Literal["usage", "grant", "expiry", "purchase", "refund", "payment", "adjustment"]
@@ -100,7 +96,7 @@ def post(conn: Connection, transfer: Transfer) -> bool:
     if not 0 < transfer.ticks <= TICKS_MAX:
         raise _too_much(f"An amount must be more than 0 and at most {exact_usd(TICKS_MAX)} USD")
     before = locked(conn, transfer.team_id)
-    adding = _insert(conn).values(transfer._asdict()).on_conflict_do_nothing().returning(transfers.c.id)
+    adding = insert_into(conn, transfers).values(transfer._asdict()).on_conflict_do_nothing().returning(transfers.c.id)
     if conn.execute(adding).first() is None:
         return False
     if max(-getattr(before, transfer.debit), getattr(before, transfer.credit)) + transfer.ticks > TICKS_MAX:
@@ -300,10 +296,6 @@ def find(conn: Connection, transfer_id: str) -> Transfer | None:
 def _column(account: str) -> sa.Column[int]:
     found: sa.Column[int] = balances.c[f"{account}_ticks"]
     return found
-
-
-def _insert(conn: Connection) -> sqlite.Insert | postgresql.Insert:
-    return insert_into(conn, transfers)
 
 
 # -------------------------------------------------------------------------------------------------------- reconciling

@@ -293,12 +293,13 @@ def refusal(scopes: ScopeSet, left: Sequence[Left], which: int, kind: int, token
         told = others._replace(limit_tokens=limit, remaining_tokens=left[which][kind])
     else:
         told = others._replace(limit_requests=limit, remaining_requests=left[which][kind])
-    return TooFast(
+    error = TooFast(
         f"{scope.words} of {limit} {what}; this request needs {tokens if kind == 2 else 1}. {then}",
         code="rate_limit_exceeded",
         retry_after_s=retry_after_s,
-        allowance=told,
     )
+    error.allowance = told
+    return error
 
 
 def ticket(scopes: ScopeSet, left: Sequence[Left], tokens: int, epoch: int) -> Ticket:

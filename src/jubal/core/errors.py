@@ -110,18 +110,6 @@ class TooFast(JubalError):
 
     allowance: Allowance | None = None
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
-        allowance: Allowance | None = None,
-    ) -> None:
-        super().__init__(message, param=param, code=code, retry_after_s=retry_after_s)
-        self.allowance = allowance
-
 
 class AtCapacity(JubalError):
     """The engine's queue is full."""
