@@ -7,7 +7,7 @@ but stores heads of any size and waits for ever. Here every state of a connectio
     its body            at least `body_bytes_per_s_min` in each `body_s` (its size: serving/http.py)        408
     further requests    `PIPELINED_MAX` that wait for their turn                                             closed
     an answer           what lies in the buffer of the socket is read within `write_s`                       cut
-    nothing             `Config.timeout_keep_alive`, by uvicorn                                              closed
+    nothing             `Config.timeout_keep_alive`                                                          closed
 
 A request that comes whole in one piece, as nearly all do, starts no timer and costs a few comparisons.
 """
@@ -17,15 +17,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
 import httptools
 import msgspec
 import structlog
+from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from jubal.serving.cycle import Cycle, Signal
 from jubal.serving.peer import Peer
 
 log = structlog.get_logger("jubal.connection")
@@ -35,6 +39,8 @@ HEAD_BYTES_MAX: Final = 64 << 10
 HEADERS_MAX: Final = 100
 """As in Apache. The official SDKs send about 20."""
 TARGET_BYTES_MAX: Final = 8 << 10
+SHORT_TARGET_BYTES: Final = 128
+"""Of targets so short the last few hundred are remembered: most requests go to the same few paths."""
 PIPELINED_MAX: Final = 32
 LINGER_S: Final = 2.0
 """How long a refused client may go on sending: one whose connection is closed meanwhile never sees the answer."""
@@ -114,6 +120,8 @@ class Connection(HttpToolsProtocol):
         self._peer = Peer()
         self._extensions = self._peer.extensions()
         self._timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_until_s: float | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------------------------------ the connection
@@ -130,14 +138,14 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._unset_keepalive_if_required()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        for timer in (self._idle_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
         self._peer.leave()
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+        self._idle_until_s = None
         self._undone += len(data)
         try:
             self.parser.feed_data(data)
@@ -177,8 +185,14 @@ class Connection(HttpToolsProtocol):
 
     # ------------------------------------------------------------------------------------------ heads
 
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
     def on_headers_complete(self) -> None:
-        self._refusal = self._objection()
+        version = self.parser.get_http_version()
+        self._refusal = self._objection(version)
         if self._refusal is not None:
             raise _Refused
         if self._timer is not None:
@@ -188,11 +202,52 @@ class Connection(HttpToolsProtocol):
             return
         self._in_body = True
         self._undone = self._body_bytes = 0
-        super().on_headers_complete()
-        self.scope["extensions"] = self._extensions
+        self._begin(self._scope_of(version), version)
         self.headers = []  # for trailers, which are no headers: they come after the request has been judged by those
 
-    def _objection(self) -> Refusal | None:
+    def _scope_of(self, version: str) -> HTTPScope:
+        """As ASGI has it (HTTP Connection Scope)."""
+        path, raw_path, query = _target(self.url)
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "root_path": "",
+            "method": self.parser.get_method().decode("ascii"),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "extensions": self._extensions,
+            "state": self.app_state,
+        }
+
+    def _begin(self, scope: HTTPScope, version: str) -> None:
+        """A request's turn: now, or after those that came before it on this connection."""
+        before, self.scope = self.cycle, scope
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=Signal(),  # type: ignore[arg-type]
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _objection(self, version: str) -> Refusal | None:
         if len(self.headers) > HEADERS_MAX:
             return TOO_MANY_HEADERS
         if len(self.url) > TARGET_BYTES_MAX:
@@ -201,21 +256,21 @@ class Connection(HttpToolsProtocol):
             return HEAD_TOO_LARGE
         if len(self.pipeline) >= PIPELINED_MAX:
             return MALFORMED
-        return self._framing_objection()
+        return self._framing_objection(version)
 
-    def _framing_objection(self) -> Refusal | None:
+    def _framing_objection(self, version: str) -> Refusal | None:
         """What llhttp lets pass, and another server on the way may understand differently (RFC 9112 3.2, 6.1)."""
         names = [name for name, _ in self.headers]
         if b"transfer-encoding" in names:
             coding = self.headers[names.index(b"transfer-encoding")][1]
-            if coding.lower() != b"chunked" or self.parser.get_http_version() != "1.1":
+            if coding.lower() != b"chunked" or version != "1.1":
                 return UNKNOWN_CODING
         if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
             return MALFORMED
         hosts = names.count(b"host")
-        if hosts == 1 or (hosts == 0 and self.parser.get_http_version() == "1.0"):
+        if hosts == 1 or (hosts == 0 and version == "1.0"):
             return None
-        return ONE_HOST if self.parser.get_http_version() in ("1.0", "1.1") else MALFORMED
+        return ONE_HOST if version in ("1.0", "1.1") else MALFORMED
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
@@ -284,13 +339,29 @@ class Connection(HttpToolsProtocol):
             self._write_timer = None
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        self.server_state.total_requests += 1
         if self.transport.is_closing():
             self._flush_or_cut()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_until_s = self.loop.time() + self.timeout_keep_alive
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
 
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        self._flush_or_cut()
+    def _look_if_idle(self) -> None:
+        """One timer looks again and again, as setting and stopping one for each request would cost more than the look."""
+        self._idle_timer = None
+        if self._idle_until_s is None:  # the next answer sets it again
+            return
+        left_s = self._idle_until_s - self.loop.time()
+        if left_s > 0:
+            self._idle_timer = self.loop.call_later(left_s, self._look_if_idle)
+        elif not self.transport.is_closing():
+            self.transport.close()
+            self._flush_or_cut()
 
     def _flush_or_cut(self) -> None:
         """A closed connection whose peer does not read would stay for ever."""
@@ -342,6 +413,20 @@ class Connection(HttpToolsProtocol):
         headers = [*_headers(body, request_id), (b"retry-after", b"1")]
         await send({"type": "http.response.start", "status": CROWDED.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _target(url: bytes) -> tuple[str, bytes, bytes]:
+    """(path, as it was sent, query) of a request's target. Raises `HttpParserInvalidURLError`."""
+    return _short_target(url) if len(url) <= SHORT_TARGET_BYTES else _split_target(url)
+
+
+def _split_target(url: bytes) -> tuple[str, bytes, bytes]:
+    parsed = httptools.parse_url(url)
+    path = parsed.path.decode("ascii")
+    return unquote(path) if "%" in path else path, parsed.path, parsed.query or b""
+
+
+_short_target = lru_cache(maxsize=512)(_split_target)
 
 
 def _body(refusal: Refusal) -> bytes:
