@@ -177,6 +177,19 @@ class Finished:
     ended: int | None = None
     stops: tuple[str | None, ...] = ()
 
+    def settled(self, cost_ticks: int, ended: int) -> Finished:
+        """The same with its cost and its time."""
+        return Finished(
+            self.reasons,
+            self.usage,
+            cost_ticks,
+            self.estimated,
+            self.sources,
+            self.tool_uses,
+            ended,
+            self.stops,
+        )
+
     def stop_of(self, choice: int) -> str | None:
         """The stop string that ended a choice; None where none did, or nobody tells."""
         return self.stops[choice] if self.stops else None

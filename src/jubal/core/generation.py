@@ -68,7 +68,10 @@ class Message:
 
     @property
     def has_image(self) -> bool:
-        return any(isinstance(part, ImagePart) for part in self.parts)
+        for part in self.parts:  # noqa: SIM110  any() makes a generator, for each message of each request
+            if isinstance(part, ImagePart):
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,15 @@ class Generation:
     @property
     def answers(self) -> int:
         """Answers in all: choice c of prompt p is answer p * choices + c."""
-        return self.choices * max(1, len(self.prompts))
+        return self.choices * len(self.prompts) if self.prompts else self.choices
+
+    @property
+    def has_images(self) -> bool:
+        """Somewhere in the conversation."""
+        for message in self.messages:  # noqa: SIM110  as in Message.has_image
+            if message.has_image:
+                return True
+        return False
 
 
 def with_system(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:

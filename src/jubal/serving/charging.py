@@ -56,6 +56,10 @@ class Charging:
         """How far the caller's team may go; None: any way. Raises `NotAllowed`."""
         return self._tiers.of(caller).terms(caller.prepaid)
 
+    def must_hold(self, caller: Caller) -> bool:
+        """Whether `hold` may have anything to do. Raises `NotAllowed`."""
+        return self._credit is not None and self.terms(caller) is not None
+
     async def hold(
         self,
         caller: Caller,

@@ -479,8 +479,9 @@ class Pipeline:
         account = _Account(admitted, self._clock)
         recorder = self._recorder(admitted)
         try:
-            await self.take(admitted)
-            if admitted.kept is None:
+            if admitted.untaken:
+                await self.take(admitted)
+            if admitted.kept is None and self.charging.must_hold(admitted.caller):
                 admitted.held, admitted.generation = await self._hold(admitted)
             async with aclosing(self._events(admitted, account)) as events:
                 async for event in events:
@@ -490,8 +491,9 @@ class Pipeline:
                     if recorder is not None:
                         recorder.see(event)
                     if isinstance(event, Finished):
-                        event = replace(event, cost_ticks=account.close("ok"), ended=int(self._now()))
-                        await self._settle(admitted, account, await self._answer_to_keep(admitted, event))
+                        event = event.settled(account.close("ok"), int(self._now()))
+                        answer = None if admitted.keeper is None else await _kept_by(admitted.keeper, event)
+                        await self._settle(admitted, account, answer)
                         self._keep(admitted, recorder)
                     elif admitted.keeper is not None:
                         admitted.keeper.see(event)
@@ -512,12 +514,6 @@ class Pipeline:
         finally:
             if not account.settled:
                 await self._shielded(self._settle(admitted, account))
-
-    async def _answer_to_keep(self, admitted: Admitted, end: Finished) -> Answer | None:
-        if admitted.keeper is None:
-            return None
-        admitted.keeper.see(end)
-        return await admitted.keeper.answer()
 
     def _works_unseen(self, admitted: Admitted, account: _Account) -> bool:
         """An engine that was asked for a whole answer has read the prompt, though nothing of the answer is here.
@@ -566,7 +562,8 @@ class Pipeline:
     async def _answer(self, admitted: Admitted, account: _Account) -> AsyncGenerator[Event, None]:
         """From the first engine of the model that gives a piece: its own, then its fallbacks."""
         model = admitted.model
-        admitted.generation = await self._images.checked(admitted.generation)
+        if admitted.generation.has_images:
+            admitted.generation = await self._images.checked(admitted.generation)
         names = self._engines_for(model, admitted.generation)
         for number, name in enumerate(names):
             served = self.engines[name]
@@ -606,7 +603,7 @@ class Pipeline:
 
     def _engines_for(self, model: Model, generation: Generation) -> tuple[str, ...]:
         """The model's own engine, which was found able, and those of its fallbacks that see the images, if there are any."""
-        if not any(message.has_image for message in generation.messages):
+        if not (model.fallback and generation.has_images):
             return (model.engine, *model.fallback)
         seeing = (name for name in model.fallback if "image" in self.engines[name].engine.weights(model.upstream).input)
         return (model.engine, *seeing)
@@ -729,6 +726,11 @@ def _check_schemas(support: Support | None, generation: Generation) -> None:
                 )
             if support is not None:
                 check_support(schema, support, where)
+
+
+async def _kept_by(keeper: Keeper, end: Finished) -> Answer:
+    keeper.see(end)
+    return await keeper.answer()
 
 
 def _may_pass_on(error: JubalError, asked: bool) -> bool:
