@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from jubal.core.events import Citation, TextDelta
@@ -79,7 +80,7 @@ class Citer:
     @staticmethod
     def _attach(pieces: list[TextDelta | Citation], delta: TextDelta) -> None:
         """Probabilities stay with the tokens that came, whatever became of their text."""
-        for piece in pieces:
+        for place, piece in enumerate(pieces):
             if isinstance(piece, TextDelta):
-                piece.logprobs = delta.logprobs
+                pieces[place] = replace(piece, logprobs=delta.logprobs)
                 return

@@ -1,24 +1,23 @@
 """What happens while a request is answered.
 
 An engine yields `EngineEvent`s of one turn; the agent turns them into `Event`s of the whole answer; a dialect renders
-those. Frozen in meaning, not by machinery: events are made once per token on the hot path, and a frozen dataclass costs
-three times as much to make. Nobody changes one after it was yielded.
+those. Nobody changes one after it was made.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from jubal.core.errors import JubalError
 from jubal.core.generation import Effort
 from jubal.core.server_tools import OutputFile, Source, ToolKind
 from jubal.core.usage import Usage
+from jubal.core.values import value
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "turn_limit"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Applied:
     """What an answer is made with: the request's wish, or else a default. None: the engine's own choice, which it does not tell.
 
@@ -34,7 +33,7 @@ class Applied:
 UNTOLD: Final = Applied()
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class Started:
     """The first event of every answer, and the only place where ids and times come from.
 
@@ -49,7 +48,7 @@ class Started:
     applied: Applied = UNTOLD
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Likely:
     """A token that could have come at a place. logprob: natural logarithm of its probability, at most 0.
 
@@ -61,7 +60,7 @@ class Likely:
     bytes: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TokenLogprob:
     """The token that came, and the likeliest ones at its place, most likely first."""
 
@@ -69,7 +68,7 @@ class TokenLogprob:
     top: tuple[Likely, ...] = ()
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class TextDelta:
     """A piece of visible text, never empty. logprobs: of its tokens, where they were asked for."""
 
@@ -78,7 +77,7 @@ class TextDelta:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class ReasoningDelta:
     """A piece of the model's thinking, never empty."""
 
@@ -86,7 +85,7 @@ class ReasoningDelta:
     choice: int = 0
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class ToolCall:
     """A whole function call. arguments: a JSON object as text, at least `{}`."""
 
@@ -96,7 +95,7 @@ class ToolCall:
     choice: int = 0
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class ServerToolCall:
     """A tool of ours begins to run: the model called it. name: the function; arguments: JSON text, as the model wrote it."""
 
@@ -107,7 +106,7 @@ class ServerToolCall:
     choice: int = 0
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class ServerToolResult:
     """A tool of ours has ended. ok: it did what it was called for; only then it is charged.
 
@@ -125,7 +124,7 @@ class ServerToolResult:
     choice: int = 0
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class Citation:
     """The text just given cites a source. number: the source's, from 1, the same at each citation of it.
 
@@ -139,7 +138,7 @@ class Citation:
     choice: int = 0
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class UsageSoFar:
     """Exact counts in the middle of a turn or answer, for whoever must charge one that is cut. Each delta after it adds a
     token. From an engine: of this turn. From the agent: of the whole answer so far."""
@@ -147,7 +146,7 @@ class UsageSoFar:
     usage: Usage
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class TurnEnded:
     """An engine's last event. reasons: one per choice, in order.
 
@@ -160,7 +159,7 @@ class TurnEnded:
     stops: tuple[str | None, ...] = ()
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class Finished:
     """The last event of a good answer. cost_ticks: None where nobody prices it. estimated: no engine told `usage`.
 
@@ -195,7 +194,7 @@ class Finished:
         return self.stops[choice] if self.stops else None
 
 
-@dataclass(slots=True)
+@value(frozen=True, slots=True)
 class Failed:
     """The last event of an answer that broke after it began."""
 

@@ -27,23 +27,24 @@ from jubal.core.events import (
 )
 from jubal.core.server_tools import Source, ToolKind
 from jubal.core.usage import Usage
+from jubal.core.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TextItem:
     """Visible text without anything else between its pieces."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ReasoningItem:
     """Thinking without anything else between its pieces."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ServerItem:
     """A call of a server tool and how it ended; result: None where the answer ended before it.
 
@@ -58,7 +59,7 @@ class ServerItem:
 Item: TypeAlias = TextItem | ReasoningItem | ToolCall | ServerItem
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Choice:
     """One answer of a completion. items: all of it, in the order in which it began.
 
@@ -116,7 +117,7 @@ class Choice:
         yield from results
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Completion:
     """A whole answer. sources, tool_uses, ended: as in `Finished`; priority: as in `Started`."""
 

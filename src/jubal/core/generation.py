@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, Literal, TypeAlias
 
 from jubal.core.server_tools import ServerTool
+from jubal.core.values import value
 
 Effort: TypeAlias = Literal["none", "low", "medium", "high"]
 TURNS_MAX: Final = 16
@@ -13,12 +14,12 @@ TURNS_MAX: Final = 16
 Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TextPart:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ImagePart:
     """An image by its URL: https, or a data URL with base64. Engines get data URLs only. detail: how closely to look.
 
@@ -35,7 +36,7 @@ class ImagePart:
 Part: TypeAlias = TextPart | ImagePart
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class PastCall:
     """A function call that an assistant message of the history made. arguments: JSON text, as the model wrote it."""
 
@@ -44,7 +45,7 @@ class PastCall:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Message:
     """One message of the conversation. Roles come in any order (seed: "Flexible Roles").
 
@@ -74,7 +75,7 @@ class Message:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class FunctionTool:
     """A function that the caller runs. parameters: a JSON Schema as JSON text, its root an object; None: no parameters.
 
@@ -91,7 +92,7 @@ class FunctionTool:
     example: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NamedTool:
     """The model must call this function."""
 
@@ -101,7 +102,7 @@ class NamedTool:
 ToolChoice: TypeAlias = Literal["auto", "none", "required"] | NamedTool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Tools:
     """What may be called, and what must be. parallel: more than one call in an answer is allowed.
 
@@ -123,7 +124,7 @@ class Tools:
 NO_TOOLS = Tools()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class JsonOutput:
     """The answer must be a JSON object; schema: that follows this JSON Schema, as JSON text. name: the caller's for it.
 
@@ -135,7 +136,7 @@ class JsonOutput:
     where: str = field(default="response_format", compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Sampling:
     """How to choose tokens. None: the engine's own default.
 
@@ -156,7 +157,7 @@ class Sampling:
     min_p: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Bounds:
     """tokens_max: visible tokens of each choice; None: as far as the window goes.
 
@@ -171,7 +172,7 @@ Prompt: TypeAlias = str | tuple[int, ...]
 """Text to go on from, or the ids of its tokens in the vocabulary of the engine's model."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Generation:
     """One request. `model` is the name the engine must use: serving/ resolves what the caller wrote.
 

@@ -45,6 +45,7 @@ from jubal.core.schema import REQUEST_SCHEMAS_MAX, Support, check, check_support
 from jubal.core.tally import Tally, estimate_prompt
 from jubal.core.tokens import Token
 from jubal.core.usage import NOTHING, Usage
+from jubal.core.values import value
 from jubal.engines.base import Engine, Weights
 from jubal.engines.embedder import Embedder
 from jubal.engines.tokenizer import TokenCounter, Tokenizer
@@ -738,7 +739,7 @@ def _may_pass_on(error: JubalError, asked: bool) -> bool:
     return asked or not isinstance(error, AtCapacity)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class _Seat:
     """A request's place at an engine, and the breaker that may have shut it while the request was away."""
 

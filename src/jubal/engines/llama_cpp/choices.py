@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TypeAlias, assert_never
 
 from jubal.core.events import (
@@ -72,11 +73,9 @@ class Merged:
         match event:
             case TextDelta() | ReasoningDelta():
                 self._given += 1
-                event.choice = index  # nobody else holds it yet
-                yield event
+                yield replace(event, choice=index)
             case ToolCall():
-                event.choice = index
-                yield event
+                yield replace(event, choice=index)
             case UsageSoFar(usage):
                 # Enough once for each prompt: it tells that, and every delta after it counts for itself.
                 if index // self._each not in self._metered:

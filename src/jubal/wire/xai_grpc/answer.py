@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 from jubal.core.events import (
@@ -453,7 +453,5 @@ def _events_of(completion: Completion) -> Iterator[Event]:
     """A whole answer as the events that it was made of."""
     for number, choice in enumerate(completion.choices):
         for event in choice.events():
-            if isinstance(event, TextDelta | ReasoningDelta):
-                event.choice = number
-            yield event
+            yield replace(event, choice=number) if isinstance(event, TextDelta | ReasoningDelta) else event
     yield Finished(tuple(choice.reason for choice in completion.choices), completion.usage)
