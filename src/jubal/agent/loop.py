@@ -71,16 +71,18 @@ async def run(
         return
     tally = Tally()
     ended: TurnEnded | None = None
-    async with aclosing(engine.stream(_without_server_tools(turn))) as pieces:
+    pieces = engine.stream(_without_server_tools(turn))
+    try:  # what `aclosing` does, for less: all that is streamed comes by here
         async for piece in pieces:
+            tally.see(piece)
             if isinstance(piece, TurnEnded):
                 ended = piece
-                continue
-            tally.see(piece)
-            yield piece
+            else:
+                yield piece
+    finally:
+        await pieces.aclose()
     if ended is None:
         raise _no_end()
-    tally.see(ended)
     yield Finished(ended.reasons, tally.usage(turn), estimated=not tally.exact, stops=ended.stops)
 
 

@@ -176,7 +176,7 @@ class _Open:
                 return
 
     def close(self, reason: FinishReason, stop: str | None) -> Choice:
-        items = (item.kind("".join(item.pieces)) if isinstance(item, _Pieces) else item for item in self.items)
+        items = [item.kind("".join(item.pieces)) if isinstance(item, _Pieces) else item for item in self.items]
         return Choice(tuple(items), reason, tuple(self.logprobs), tuple(self.citations), stop)
 
 

@@ -532,7 +532,7 @@ class HttpApp:
     async def _json_of_caller(self, exchange: Exchange) -> tuple[Caller, bytes]:
         if self._stopping:
             raise Stopping("The server is shutting down.", retry_after_s=1)
-        caller = await self._identify(exchange)
+        caller = await self._door.identify(exchange)
         if (exchange.header(b"content-type") or "").startswith("multipart/"):
             raise UnsupportedMedia("Send the request as application/json.")
         if (exchange.header(b"content-encoding") or "identity").lower() != "identity":
@@ -576,9 +576,11 @@ class HttpApp:
         await exchange.reply(200, asked.whole(folder.completion), admitted.ticket_headers())
 
     async def _fold(self, events: Events, folder: Folder) -> None:
-        async with aclosing(events):
+        try:
             async for event in events:
                 folder.feed(event)
+        finally:
+            await events.aclose()
 
     async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
         """Headers go out with the first frame, so whatever fails before it is an ordinary error answer."""

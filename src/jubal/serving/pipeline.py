@@ -12,7 +12,6 @@ import json
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
@@ -65,6 +64,8 @@ ESTIMATE_SPREAD: Final = 16
 ANSWER_TOKENS_GUESSED: Final = 256
 """What the token limit is charged at first for an answer whose length the caller did not bound; the difference is given back."""
 
+BEARER: Final = "Bearer "
+"""How nearly all Authorization headers begin; the scheme's case does not matter (RFC 9110 11.1)."""
 CACHE: Final = "cache"
 """The engine of a usage row whose answer had been given before."""
 
@@ -237,6 +238,10 @@ class Pipeline:
     def caches(self) -> bool:
         """Answers to repeatable requests are kept."""
         return self._cache is not None
+
+    def known(self, authorization: str) -> Caller | None:
+        """The caller behind an Authorization header, where that is known without waiting. None decides nothing: ask `identify`."""
+        return self._keys.identify_cached(authorization[len(BEARER) :]) if authorization.startswith(BEARER) else None
 
     async def identify(self, authorization: str | None, *, management: bool = False) -> Caller:
         """The caller behind an Authorization header; management: where only a management key will do.
@@ -484,7 +489,8 @@ class Pipeline:
                 await self.take(admitted)
             if admitted.kept is None and self.charging.must_hold(admitted.caller):
                 admitted.held, admitted.generation = await self._hold(admitted)
-            async with aclosing(self._events(admitted, account)) as events:
+            events = self._events(admitted, account)
+            try:
                 async for event in events:
                     account.see(event)
                     if admitted.generation.tools.server and isinstance(event, UsageSoFar):
@@ -499,6 +505,8 @@ class Pipeline:
                     elif admitted.keeper is not None:
                         admitted.keeper.see(event)
                     yield event
+            finally:
+                await events.aclose()
         except JubalError as error:
             account.close("failed", error)
             raise
@@ -581,15 +589,16 @@ class Pipeline:
                         asked = True
                         await self._check_window(model, served.engine, turn)
                         account.asks(name, weights.fingerprint, priority=priority)
-                        async with aclosing(
-                            loop.run(turn, served.engine, self.toolbox, _Seat(place, attempt))
-                        ) as events:
+                        events = loop.run(turn, served.engine, self.toolbox, _Seat(place, attempt))
+                        try:
                             async for event in events:
                                 if not account.started:
                                     attempt.answered()
                                     account.started = True
                                     yield self._started(admitted, weights, priority=priority)
                                 yield event
+                        finally:
+                            await events.aclose()
                 return
             except (EngineError, AtCapacity) as error:
                 if account.started or number == len(names) - 1 or not _may_pass_on(error, asked):

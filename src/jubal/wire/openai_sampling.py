@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Final, Protocol
 
 from jubal.core.errors import BadRequest
@@ -22,6 +23,7 @@ RANGES: Final[dict[str, tuple[int, int]]] = {
     "seed": (-(2**SEED_BITS), 2**SEED_BITS - 1),
 }
 """Of fields that take a number, both ends included (xai-api.md 6.1)."""
+_ranged: Final = attrgetter(*RANGES)
 
 
 def wants_priority(service_tier: str | None) -> bool:
@@ -48,10 +50,9 @@ class Sampled(Protocol):
 
 def sampling(asked: Sampled, stops_max: int = STOPS_MAX) -> Sampling:
     """Raises `BadRequest` naming the first field out of its range."""
-    for name, (low, high) in RANGES.items():
-        value = getattr(asked, name)
+    for value, name in zip(_ranged(asked), RANGES, strict=True):
         if value is not None:
-            within(name, value, low, high)
+            within(name, value, *RANGES[name])
     return Sampling(
         asked.temperature,
         asked.top_p,
