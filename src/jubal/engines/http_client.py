@@ -245,8 +245,11 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> None:
+        """The server sends no more. What it was asked for is whole then, where nothing else tells its end."""
         if not self.busy:
             self.cut()
+        elif self.headed and not self.complete and self._until_close():
+            self.complete = True
 
     def connection_lost(self, error: Exception | None) -> None:
         self._pool.lost(self)
@@ -256,8 +259,6 @@ class _Connection(asyncio.Protocol):
         if not self.busy:
             return
         self._keep = False
-        if error is None and self.headed and not self.complete and self._until_close():
-            self.complete = True
         if not self.complete and self._error is None:
             self._error = Broken("the connection was lost")
             self._error.__cause__ = error
@@ -287,6 +288,10 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._lines > HEADER_LINES_MAX:
             raise ValueError("the head of the answer has over 200 lines")
+        if (
+            len(b"".join(self.headers)) + len(b"".join(self.headers.values())) > HEAD_BYTES_MAX
+        ):  # which came all at once
+            raise ValueError("the head of the answer is over 64 KiB")
         status = self._parser.get_status_code()
         if status >= 200:
             self.status = status
@@ -468,11 +473,17 @@ class HttpClient:
     """Connections to one server, as many as there are requests at a time: what limits those stands before it.
 
     url: scheme, host and port count. socket_path: a UNIX socket that is used instead. reuse: False where each connection is for one
-    request. tls: instead of the system's trust; only asked for with https.
+    request. tls: instead of the system's trust; only asked for with https. idle_s: how long a connection is kept that nobody uses.
     """
 
     def __init__(
-        self, url: URL, *, socket_path: str | None = None, reuse: bool = True, tls: ssl.SSLContext | None = None
+        self,
+        url: URL,
+        *,
+        socket_path: str | None = None,
+        reuse: bool = True,
+        tls: ssl.SSLContext | None = None,
+        idle_s: float = IDLE_S,
     ) -> None:
         self._host = url.raw_host or ""
         self._port = url.port or 80
@@ -480,6 +491,7 @@ class HttpClient:
         self._socket_path = socket_path
         self._reuse = reuse
         self._tls = tls
+        self._idle_s = idle_s
         self._idle: dict[_Connection, None] = {}  # the last one is taken first
         self._all: set[_Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -527,7 +539,7 @@ class HttpClient:
             return
         self._idle[connection] = None
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(IDLE_S, self._sweep)
+            self._sweeper = asyncio.get_running_loop().call_later(self._idle_s, self._sweep)
 
     def forget(self, connection: _Connection) -> None:
         self._idle.pop(connection, None)
@@ -540,12 +552,12 @@ class HttpClient:
         """Cuts what was idle for too long, and comes back for the next."""
         self._sweeper = None
         loop = asyncio.get_running_loop()
-        old = loop.time() - IDLE_S
+        old = loop.time() - self._idle_s
         for connection in [one for one in self._idle if one.heard_s <= old]:
             connection.cut()
         if self._idle:
             oldest = min(one.heard_s for one in self._idle)
-            self._sweeper = loop.call_at(oldest + IDLE_S, self._sweep)
+            self._sweeper = loop.call_at(oldest + self._idle_s, self._sweep)
 
     # Connecting
 
