@@ -28,12 +28,14 @@ from jubal.engines.http_client import (
     HEAD_BYTES_MAX,
     INFLATED_BYTES_MAX,
     UNREAD_BYTES_MAX,
+    AddressInfo,
     Broken,
     CannotConnect,
     HttpClient,
     Response,
     Silent,
     header_line,
+    resolve,
     target_of,
 )
 from jubal.engines.openai_compat import OpenAICompatEngine
@@ -87,6 +89,7 @@ class Served:
     over: int = 0
     heads: list[bytes] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
+    handle: Any = None
 
     @property
     def url(self) -> str:
@@ -123,6 +126,7 @@ async def serving(
             served.over += 1
             writer.close()
 
+    served.handle = handle
     if path is None:
         server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
         served.port = server.sockets[0].getsockname()[1]
@@ -557,6 +561,61 @@ async def test_a_handshake_that_never_ends_and_one_that_is_cancelled() -> None:
     server.close()
 
 
+class Names:
+    """A resolver that knows one name. addresses: what it stands for; none: it is not known."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+        self.asked = 0
+
+    async def __call__(self, host: str, port: int) -> list[AddressInfo]:
+        self.asked += 1
+        await asyncio.sleep(0.01)
+        if not self.addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [info for address in self.addresses for info in await resolve(address, port)]
+
+
+async def test_replicas_behind_one_name_are_asked_in_turn() -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.send(framed(peer.writer.get_extra_info("sockname")[0].encode()))
+
+    async with serving(answer) as served:
+        second = await asyncio.start_server(served.handle, "127.0.0.2", served.port)
+        names = Names("127.0.0.1", "127.0.0.2")
+        async with Client(served, resolve=names) as client:
+            responses = await asyncio.gather(*[client.post() for _ in range(6)])
+            said = [await read(response) for response in responses]
+            assert (said.count(b"127.0.0.1"), said.count(b"127.0.0.2"), names.asked) == (3, 3, 1)
+        second.close()
+
+
+async def test_an_address_where_nobody_listens_is_passed_over() -> None:
+    async with serving(says(OK)) as served, Client(served, resolve=Names("127.0.0.2", "127.0.0.1")) as client:
+        responses = await asyncio.gather(*[client.post() for _ in range(4)])
+        assert [response.status for response in responses] == [200] * 4
+
+
+async def test_a_name_that_is_not_known_is_asked_for_again() -> None:
+    names = Names()
+    async with serving(says(OK)) as served, Client(served, resolve=names) as client:
+        for error in await asyncio.gather(client.ask(), client.ask(), return_exceptions=True):
+            assert isinstance(error, CannotConnect)
+        assert names.asked == 1
+        names.addresses = ("127.0.0.1",)
+        assert await client.ask() == (200, b"hello world")
+        assert names.asked == 2
+
+
+async def test_a_request_that_left_does_not_stop_the_lookup_of_others() -> None:
+    async with serving(says(OK)) as served, Client(served, resolve=Names("127.0.0.1")) as client:
+        first, second = asyncio.ensure_future(client.ask()), asyncio.ensure_future(client.ask())
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == (200, b"hello world")
+        assert first.cancelled()
+
+
 async def test_nobody_there(tmp_path: Path) -> None:
     async with serving(says(OK)) as served:
         pass
@@ -615,6 +674,23 @@ async def test_a_server_that_never_reads_a_large_body() -> None:
         async with asyncio.timeout(PATIENCE_S / 2):
             with pytest.raises(Silent):
                 await client.ask(b"x" * (32 << 20), silence_s=0.4)
+    server.close()
+
+
+async def test_an_answer_before_the_body_is_read_is_an_answer() -> None:
+    """The rest of that body is on its way, so nothing else may be sent after it."""
+    refused = b"HTTP/1.1 413 too large\r\ncontent-length: 2\r\n\r\nno"
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(refused)
+        await asyncio.sleep(PATIENCE_S)
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with Client(Served(server.sockets[0].getsockname()[1])) as client:
+        assert await client.ask(b"x" * (32 << 20)) == (413, b"no")
+        assert not client.http._idle
     server.close()
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import socket
 import ssl
 import zlib
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import aiohappyeyeballs
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_S: Final = 60.0
 """How long a connection is kept that nobody uses. Whoever balances load in front of engines often waits as long."""
-HEYDAY_S: Final = 0.25
+ADDRESSES_S: Final = 10.0
+"""How long what a name stands for is taken as known."""
+HEAD_START_S: Final = 0.25
 """RFC 8305 section 5: how long one address is tried before the next is tried beside it."""
 HEAD_BYTES_MAX: Final = 64 << 10
 """Also of what frames a body without being a part of it: extensions of chunks and trailers."""
@@ -129,9 +133,7 @@ class _Connection(asyncio.Protocol):
         self._pool = pool
         self._loop = loop
         self._now = loop.time
-        self._transport: asyncio.Transport = cast(
-            asyncio.Transport, None
-        )  # until `connection_made`, which is before all else
+        self._transport = cast(asyncio.Transport, None)  # `connection_made` comes before all else
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -469,11 +471,26 @@ class _Inflating:
 # ---------------------------------------------------------------------------------------------- the pool
 
 
+AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]"
+"""Of `socket.getaddrinfo`."""
+Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[AddressInfo]]]
+"""Host and port in, addresses out. Raises `OSError`."""
+
+
+async def resolve(host: str, port: int) -> Sequence[AddressInfo]:
+    """By the system, which is not asked for what is an address already."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
 class HttpClient:
     """Connections to one server, as many as there are requests at a time: what limits those stands before it.
 
     url: scheme, host and port count. socket_path: a UNIX socket that is used instead. reuse: False where each connection is for one
     request. tls: instead of the system's trust; only asked for with https. idle_s: how long a connection is kept that nobody uses.
+    resolve: what finds the addresses of the host.
     """
 
     def __init__(
@@ -484,6 +501,7 @@ class HttpClient:
         reuse: bool = True,
         tls: ssl.SSLContext | None = None,
         idle_s: float = IDLE_S,
+        resolve: Resolve = resolve,
     ) -> None:
         self._host = url.raw_host or ""
         self._port = url.port or 80
@@ -492,6 +510,9 @@ class HttpClient:
         self._reuse = reuse
         self._tls = tls
         self._idle_s = idle_s
+        self._resolve = resolve
+        self._lookup: asyncio.Task[deque[AddressInfo]] | None = None
+        self._lookup_until_s = 0.0
         self._idle: dict[_Connection, None] = {}  # the last one is taken first
         self._all: set[_Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -582,9 +603,9 @@ class HttpClient:
         make = partial(_Connection, self, loop)
         if self._socket_path is not None:
             return (await loop.create_unix_connection(make, self._socket_path))[1]
-        addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        addresses = await self._addresses()
         # asyncio can try two addresses beside each other, uvloop can't: with it a broken IPv6 would cost the whole timeout.
-        opened = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=HEYDAY_S, interleave=1)
+        opened = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=HEAD_START_S, interleave=1)
         name = self._host.rstrip(".") if self._secure else None
         try:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -593,6 +614,27 @@ class HttpClient:
         except BaseException:
             opened.close()
             raise
+
+    async def _addresses(self) -> Sequence[AddressInfo]:
+        """Of the host, another one first each time, so that replicas behind one name share the work. Those who ask at the same time
+        wait for one lookup."""
+        lookup = self._lookup
+        if lookup is None or asyncio.get_running_loop().time() >= self._lookup_until_s:
+            self._lookup_until_s = math.inf
+            self._lookup = lookup = asyncio.create_task(self._look_up())
+        found = await asyncio.shield(lookup)
+        addresses = list(found)
+        found.rotate(-1)
+        return addresses
+
+    async def _look_up(self) -> deque[AddressInfo]:
+        valid_s = 0.0
+        try:
+            found = deque(await self._resolve(self._host, self._port))
+            valid_s = ADDRESSES_S
+            return found
+        finally:
+            self._lookup_until_s = asyncio.get_running_loop().time() + valid_s
 
     def _trust(self) -> ssl.SSLContext:
         if self._tls is None:
