@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import re
 import socket
@@ -34,6 +35,7 @@ from jubal.engines.http_client import (
     HttpClient,
     Response,
     Silent,
+    _Connection,
     header_line,
     resolve,
     target_of,
@@ -736,6 +738,21 @@ async def test_closing_before_the_end_cuts_the_connection() -> None:
             await response.read_some()
 
 
+async def test_no_connection_is_left_to_the_garbage_collector() -> None:
+    """It comes seldom under load, and the embedded engine is asked on a connection for each request."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(says(OK)) as served, Client(served, reuse=False) as client:
+            for _ in range(20):
+                await client.ask()
+            await until(lambda: not client.http._all)
+            await asyncio.sleep(0.01)
+            assert not [one for one in gc.get_objects() if isinstance(one, _Connection)]
+    finally:
+        gc.enable()
+
+
 async def test_no_descriptor_is_left_of_200_cut_requests() -> None:
     process = psutil.Process()
     async with serving(says_and_hangs(chunked(b"a", last=b""))) as served, Client(served) as client:
@@ -779,6 +796,17 @@ async def test_a_reader_that_sleeps_stops_the_server() -> None:
         response.close()
         sent = size
         assert len(client.http._idle) == 1, "and the connection is as good as before"
+
+
+async def test_an_answer_that_fills_the_buffer_and_is_not_read_leaves_a_good_connection() -> None:
+    async with serving(says(framed(bytes(UNREAD_BYTES_MAX)))) as served, Client(served) as client:
+        for _ in range(3):
+            response = await client.post()
+            connection = response._connection
+            assert connection is not None
+            await until(lambda connection=connection: connection.complete and connection._paused)  # type: ignore[misc]
+            response.close()
+        assert served.connections == 1
 
 
 # ------------------------------------------------------------------------------------------------ encodings

@@ -203,7 +203,7 @@ class _Connection(asyncio.Protocol):
     def end(self) -> None:
         """Back to the pool where the answer was read to its end and the server allows; cut otherwise."""
         self.busy = False
-        if not (self.complete and self._keep) or (self._unsent and self._transport.get_write_buffer_size()):
+        if not self._keep or (self._unsent and self._transport.get_write_buffer_size()):
             self.cut()
             return
         if self._paused:
@@ -258,6 +258,7 @@ class _Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        del self._parser, self._feed  # which hold this object, so that it would be left to the garbage collector
         if not self.busy:
             return
         self._keep = False
@@ -290,9 +291,8 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._lines > HEADER_LINES_MAX:
             raise ValueError("the head of the answer has over 200 lines")
-        if (
-            len(b"".join(self.headers)) + len(b"".join(self.headers.values())) > HEAD_BYTES_MAX
-        ):  # which came all at once
+        size = len(b"".join(self.headers)) + len(b"".join(self.headers.values()))
+        if size > HEAD_BYTES_MAX:  # which came all at once
             raise ValueError("the head of the answer is over 64 KiB")
         status = self._parser.get_status_code()
         if status >= 200:
