@@ -77,7 +77,8 @@ async def slots_free_down_to(engine: LlamaEngine, busy: int) -> None:
 async def beside_a_long_answer(engine: LlamaEngine) -> AsyncIterator[None]:
     """What happens inside must be over before a long answer is that began first: a measure that no load can bend."""
     endless = LlamaEngine("local", engine._models_home, "smollm2-135m", extra={"ignore_eos": True})
-    endless._process, endless._session, endless._identity = engine._process, engine._session, engine._identity
+    endless._process, endless._identity = engine._process, engine._identity
+    endless._session, endless._client = engine._session, engine._client
     answer = endless.stream(asks("Count to one thousand.", 450))
     await anext(answer)
     rest = asyncio.create_task(drained(answer))
@@ -208,7 +209,8 @@ async def test_a_prompt_beyond_the_window_is_refused_with_both_numbers(engine: L
 
 async def test_an_answer_ends_where_the_window_does(engine: LlamaEngine) -> None:
     bounded = LlamaEngine("local", engine._models_home, "smollm2-135m", extra={"ignore_eos": True})
-    bounded._process, bounded._session, bounded._identity = engine._process, engine._session, engine._identity
+    bounded._process, bounded._identity = engine._process, engine._identity
+    bounded._session, bounded._client = engine._session, engine._client
     events = await collect(bounded, asks("word " * 440, None))
     end = end_of(events)
     assert end.reasons == ("length",)
@@ -219,7 +221,8 @@ async def test_an_answer_ends_where_the_window_does(engine: LlamaEngine) -> None
 async def test_characters_are_never_cut(engine: LlamaEngine) -> None:
     wanted = "Zażółć 😀👩‍👩‍👧 漢字 🇩🇪 é\u0301 \U0001f9d1\U0001f3ff!"
     forced = LlamaEngine("local", engine._models_home, "smollm2-135m", extra={"grammar": f'root ::= "{wanted}"'})
-    forced._process, forced._session, forced._identity = engine._process, engine._session, engine._identity
+    forced._process, forced._identity = engine._process, engine._identity
+    forced._session, forced._client = engine._session, engine._client
     events = await collect(forced, asks("Say it.", 200))
     assert text_of(events) == wanted
     for event in events:

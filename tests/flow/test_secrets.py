@@ -186,7 +186,7 @@ async def test_a_password_in_an_upstreams_address_is_as_secret(tmp_path: Path) -
 FAULTS = {
     "the engine": "jubal.engines.openai_compat:OpenAICompatEngine._call",
     "its decoder": "jubal.engines.openai_compat:ChatDecoder._choice",
-    "its call": "jubal.engines.openai_compat:_timeout",
+    "its call": "jubal.engines.http_client:HttpClient.post",
     "the pipeline": "jubal.serving.pipeline:Pipeline.run",
     "who comes in": "jubal.accounts.keys:KeyRing.identify",
     "money": "jubal.serving.charging:Charging.hold",

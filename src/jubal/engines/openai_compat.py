@@ -8,7 +8,6 @@ openai_text.py instead of the first layer.
 from __future__ import annotations
 
 import asyncio
-import base64
 import codecs
 import hashlib
 import json
@@ -17,10 +16,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-import aiohttp
 import msgspec
 from yarl import URL
 
@@ -60,6 +58,15 @@ from jubal.core.hiding import HIDDEN, Concealed, hide
 from jubal.core.tokens import Token
 from jubal.core.usage import Usage
 from jubal.engines.base import EngineStatus, Weights
+from jubal.engines.http_client import (
+    CannotConnect,
+    HttpClient,
+    Response,
+    Target,
+    basic_credential,
+    header_line,
+    target_of,
+)
 from jubal.engines.quirks import adapted, extra_fields
 from jubal.engines.sse import SSEDecoder
 from jubal.engines.thinking import ThinkSplitter
@@ -69,7 +76,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=msgspec.Struct)
 C = TypeVar("C", bound="WireChoice")
-CONNECT_TIMEOUT_S: Final = 10.0
 END_WAIT_S: Final = 0.25
 """How long to wait, after the last event, for the end of the body, so that the connection can be used again."""
 ERROR_BODY_BYTES_MAX: Final = 64 << 10
@@ -618,26 +624,25 @@ class Decoder(Protocol):
 
 
 async def stream_chat(
-    session: aiohttp.ClientSession,
-    url: str | URL,
+    client: HttpClient,
+    target: Target,
     body: bytes,
     choices: int,
     *,
-    headers: Mapping[str, str] | None = None,
+    lines: bytes = b"",
     timeout_s: float,
     decoder: Callable[[int], Decoder] = ChatDecoder,
     concealed: Concealed | None = None,
 ) -> AsyncGenerator[EngineEvent, None]:
     """One POST, answered as a stream or whole, as `body` asks. timeout_s: longest silence, before the first byte and between two.
-    decoder: makes what reads the answer, of the number of choices. concealed: what no answer may repeat.
+    lines: headers of this request only. decoder: makes what reads the answer, of the number of choices. concealed: what no answer
+    may repeat.
 
     Raises core errors only. When the generator is closed the connection is cut at once: that is what makes an engine stop.
     """
-    response: aiohttp.ClientResponse | None = None
+    response: Response | None = None
     try:
-        response = await session.post(
-            url, data=body, headers=headers, timeout=_timeout(timeout_s), allow_redirects=False
-        )
+        response = await client.post(target, body, timeout_s, lines)
         reader = decoder(choices)
         if concealed:
             reader.conceal(concealed)
@@ -647,42 +652,63 @@ async def stream_chat(
             for event in reader.whole(await _bounded(response, concealed)):
                 yield event
             return
-        async for data in response.content.iter_any():
+        while data := await response.read_some():
             for event in reader.feed(data):
                 yield event
             if reader.ended:
                 await _to_the_end(response)
-                break
-        else:
-            for event in reader.finish():
-                yield event
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                return
+        for event in reader.finish():
+            yield event
+    except OSError as error:
         raise _translated(error, begun=response is not None) from error
     finally:
         if response is not None:
             response.close()  # back to the pool when it was read to its end, cut off otherwise
 
 
-@cache
-def _timeout(timeout_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s), sock_read=timeout_s)
+async def post_whole(
+    client: HttpClient,
+    target: Target,
+    body: bytes,
+    *,
+    timeout_s: float,
+    concealed: Concealed | None = None,
+    refused: Callable[[int, JubalError], JubalError],
+) -> bytes:
+    """One POST and its whole answer. timeout_s: for all of it. refused: what to raise for a status other than 200 and what it says.
+
+    Raises core errors only. When it is cancelled the connection is cut at once.
+    """
+    response: Response | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            response = await client.post(target, body, timeout_s)
+            if response.status != 200:
+                raise refused(response.status, await _refusal(response, concealed))
+            return await _bounded(response, concealed)
+    except OSError as error:
+        raise _translated(error, begun=response is not None) from error
+    finally:
+        if response is not None:
+            response.close()
 
 
-async def _to_the_end(response: aiohttp.ClientResponse) -> None:
-    if response.content.at_eof():
+async def _to_the_end(response: Response) -> None:
+    if response.ended:
         return
     try:
         async with asyncio.timeout(END_WAIT_S):
-            await response.content.readany()
-    except (TimeoutError, aiohttp.ClientError):
+            await response.read_some()
+    except OSError:
         pass  # the answer is whole; only the connection is lost
 
 
-async def _bounded(response: aiohttp.ClientResponse, concealed: Concealed | None = None) -> bytes:
+async def _bounded(response: Response, concealed: Concealed | None = None) -> bytes:
     """The whole body. Raises `EngineBroken` where it is longer than any answer."""
     pieces = []
     size = 0
-    async for data in response.content.iter_any():
+    while data := await response.read_some():
         pieces.append(data)
         size += len(data)
         if size > WHOLE_BYTES_MAX:
@@ -691,25 +717,25 @@ async def _bounded(response: aiohttp.ClientResponse, concealed: Concealed | None
     return concealed.out_of(whole) if concealed else whole
 
 
-async def _refusal(response: aiohttp.ClientResponse, concealed: Concealed | None = None) -> JubalError:
+async def _refusal(response: Response, concealed: Concealed | None = None) -> JubalError:
     body = b""
-    while len(body) < ERROR_BODY_BYTES_MAX and (more := await response.content.read(ERROR_BODY_BYTES_MAX - len(body))):
+    while len(body) < ERROR_BODY_BYTES_MAX and (more := await response.read_some()):
         body += more
     if concealed:
         body = concealed.out_of(body)
-    key = response.request_info.headers.get("authorization", "").rpartition(" ")[2].encode()
-    if key:  # some servers repeat the key that they refuse, and what they say is passed on. Here also one that could be a word
+    if key := response.credential:
+        # Some servers repeat the key that they refuse, and what they say is passed on. Here also one that could be a word.
         body = body.replace(key, HIDDEN.encode())
-    error = _reported(response.status, body, response.headers.get("retry-after"))
+    error = _reported(response.status, body[:ERROR_BODY_BYTES_MAX], response.header("retry-after"))
     error.message = hide(error.message)
     return error
 
 
-def _translated(error: Exception, *, begun: bool) -> EngineError:
-    """aiohttp's and the socket layer's exceptions as ours. begun: the engine had begun to answer."""
-    if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientConnectorError):
+def _translated(error: OSError, *, begun: bool) -> EngineError:
+    """The client's exceptions as ours. begun: the engine had begun to answer."""
+    if isinstance(error, TimeoutError):
         return EngineTimeout("The engine was silent for too long.")
-    if isinstance(error, aiohttp.ClientConnectorError):
+    if isinstance(error, CannotConnect):
         return EngineUnavailable("The engine can't be reached.")
     if begun:
         return EngineBroken("The connection to the engine broke in the middle of the answer.")
@@ -729,16 +755,6 @@ def retry_delay_s(attempt: int, asked: float | None, spread: float) -> float | N
     return float(RETRY_FIRST_S * 2**attempt * (1 + spread))
 
 
-def upstream_session() -> aiohttp.ClientSession:
-    """A pool of connections to one upstream, without limit: admission is decided before it."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=("User-Agent", "Accept-Encoding"),
-        read_bufsize=1 << 18,
-    )
-
-
 def upstream_headers(api_key: str | None) -> dict[str, str]:
     headers = {"content-type": "application/json"}
     if api_key:
@@ -749,18 +765,16 @@ def upstream_headers(api_key: str | None) -> dict[str, str]:
 def upstream_secrets(api_key: str | None, base_url: str) -> Concealed:
     """What an upstream is sent and must not come back to callers: the key, or user and password of its address in both forms."""
     url = URL(base_url)
-    basic = None
-    if url.password is not None:
-        basic = base64.b64encode(f"{url.user or ''}:{url.password}".encode("latin-1", "replace")).decode()
+    basic = None if url.password is None else basic_credential(url)
     return Concealed(api_key, url.password, url.raw_password, basic)
 
 
-def conversation_headers(headers: Mapping[str, str], turn: Generation) -> Mapping[str, str]:
-    """With xAI's header that keeps a conversation at one cache, which others ignore and routers can hash (xai-api.md 22)."""
+def conversation_line(turn: Generation) -> bytes:
+    """xAI's header that keeps a conversation at one cache, which others ignore and routers can hash (xai-api.md 22)."""
     key = turn.cache_key
     if not key or len(key) > CONVERSATION_MAX or not (key.isascii() and key.isprintable()):
-        return headers
-    return {**headers, "x-grok-conv-id": key}
+        return b""
+    return header_line("x-grok-conv-id", key)
 
 
 def upstream_fingerprint(base_url: str, model: str) -> str:
@@ -791,32 +805,32 @@ class OpenAICompatEngine:
         self.name = name
         self.kind = kind
         self._base_url = base_url.rstrip("/")
-        self._url = URL(self._base_url + "/chat/completions")
-        self._text_url = URL(self._base_url + "/completions")
         self._headers = upstream_headers(api_key)
+        self._target = target_of(URL(self._base_url + "/chat/completions"), self._headers)
+        self._text_target = target_of(URL(self._base_url + "/completions"), self._headers)
         self._concealed = upstream_secrets(api_key, base_url)
         self._timeout_s = timeout_s
         self._retries = retries
         self._context = context
         self._facts = facts
         self._sleep = sleep
-        self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
         self._weights: dict[str, Weights] = {}
 
     async def start(self) -> None:
-        if self._session is None:
-            self._session = upstream_session()
+        if self._client is None:
+            self._client = HttpClient(URL(self._base_url))
 
     async def ready(self) -> None:
         """At once: whether the other side answers is seen when it is asked."""
 
     async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     def status(self) -> EngineStatus:
-        if self._session is None:
+        if self._client is None:
             return EngineStatus("stopped")
         return EngineStatus("ready") if self._facts is None else self._facts.status
 
@@ -840,19 +854,19 @@ class OpenAICompatEngine:
         return found
 
     async def stream(self, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
-        if self._session is None:
+        if self._client is None:
             raise EngineUnavailable(f"The engine `{self.name}` is not started.")
-        url, body, decoder = self._call(turn)
+        target, body, decoder = self._call(turn)
         for attempt in range(self._retries + 1):
             begun = False
             try:
                 async with aclosing(
                     stream_chat(
-                        self._session,
-                        url,
+                        self._client,
+                        target,
                         body,
                         turn.answers,
-                        headers=conversation_headers(self._headers, turn),
+                        lines=conversation_line(turn),
                         timeout_s=self._timeout_s,
                         decoder=decoder,
                         concealed=self._concealed,
@@ -869,24 +883,24 @@ class OpenAICompatEngine:
                     raise
             await self._sleep(delay)
 
-    def _call(self, turn: Generation) -> tuple[URL, bytes, Callable[[int], Decoder]]:
+    def _call(self, turn: Generation) -> tuple[Target, bytes, Callable[[int], Decoder]]:
         """Where a turn goes, as what, and what reads the answer."""
         owner = None if self._facts is None else self._facts.owners.get(turn.model)
         turn, extra, stops = adapted(turn, owner), extra_fields(turn, owner), turn.sampling.stop
         if not turn.prompts:
-            return self._url, chat_body(turn, extra=extra), partial(ChatDecoder, stops=stops)
+            return self._target, chat_body(turn, extra=extra), partial(ChatDecoder, stops=stops)
         from jubal.engines.openai_text import TextDecoder, text_body  # which builds on this module
 
-        return self._text_url, text_body(turn, extra=extra), partial(TextDecoder, stops=stops)
+        return self._text_target, text_body(turn, extra=extra), partial(TextDecoder, stops=stops)
 
     async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
         """Raises `BadRequest` where the server has no such ability: it is no part of the OpenAI dialect."""
         from jubal.engines.openai_tokenize import post_tokenize  # which builds on this module
 
-        if self._session is None:
+        if self._client is None:
             raise EngineUnavailable(f"The engine `{self.name}` is not started.")
         return await post_tokenize(
-            self._session,
+            self._client,
             self._base_url,
             model,
             text,

@@ -11,28 +11,25 @@ import base64
 import binascii
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-import aiohttp
 import msgspec
+from yarl import URL
 
 from jubal.core.embedding import FLOAT_BYTES, EmbeddingRequest, Embeddings, estimate_prompt, pack, unpack
 from jubal.core.errors import AtCapacity, BadRequest, ContextTooLong, EngineBroken, EngineUnavailable, JubalError
 from jubal.core.hiding import Concealed
 from jubal.engines.base import EngineStatus, Weights
+from jubal.engines.http_client import HttpClient, Target, target_of
 from jubal.engines.openai_compat import (
-    CONNECT_TIMEOUT_S,
     COUNT_MAX,
-    _bounded,
-    _refusal,
     _reported,
-    _translated,
+    post_whole,
     retry_delay_s,
     upstream_fingerprint,
     upstream_headers,
     upstream_secrets,
-    upstream_session,
 )
 
 if TYPE_CHECKING:
@@ -136,29 +133,21 @@ def _nonsense(what: str) -> EngineBroken:
 
 
 async def post_embeddings(
-    session: aiohttp.ClientSession,
-    url: str,
+    client: HttpClient,
+    target: Target,
     request: EmbeddingRequest,
     *,
     encoding: Encoding = "base64",
-    headers: Mapping[str, str] | None = None,
     timeout_s: float,
     concealed: Concealed | None = None,
 ) -> Embeddings:
     """One POST. timeout_s: for all of it. Raises core errors only. When it is cancelled the connection is cut at once."""
-    timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s))
+
+    def refused(status: int, error: JubalError) -> JubalError:
+        return _named(error, request)
+
     body = embeddings_body(request, encoding)
-    response: aiohttp.ClientResponse | None = None
-    try:
-        response = await session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False)
-        if response.status != 200:
-            raise _named(await _refusal(response, concealed), request)
-        answer = await _bounded(response, concealed)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise _translated(error, begun=response is not None) from error
-    finally:
-        if response is not None:
-            response.close()  # back to the pool when it was read to its end, cut off otherwise
+    answer = await post_whole(client, target, body, timeout_s=timeout_s, concealed=concealed, refused=refused)
     return read_embeddings(answer, request)
 
 
@@ -197,8 +186,7 @@ class OpenAIEmbedder:
         self.name = name
         self.kind = kind
         self._base_url = base_url.rstrip("/")
-        self._url = self._base_url + "/embeddings"
-        self._headers = upstream_headers(api_key)
+        self._target = target_of(URL(self._base_url + "/embeddings"), upstream_headers(api_key))
         self._concealed = upstream_secrets(api_key, base_url)
         self._timeout_s = timeout_s
         self._retries = retries
@@ -206,24 +194,24 @@ class OpenAIEmbedder:
         self._facts = facts
         self._sleep = sleep
         self._encoding: Encoding = "base64"
-        self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
 
     async def start(self) -> None:
-        if self._session is None:
-            self._session = upstream_session()
+        if self._client is None:
+            self._client = HttpClient(URL(self._base_url))
 
     async def ready(self) -> None:
         """At once: whether the other side answers is seen when it is asked."""
 
     async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     def status(self) -> EngineStatus:
         if self._facts is not None and self._facts.status.state == "failed":
             return self._facts.status  # also before the first request: somebody else asked
-        if self._session is None:
+        if self._client is None:
             return EngineStatus("stopped")
         return EngineStatus("ready") if self._facts is None else self._facts.status
 
@@ -256,14 +244,13 @@ class OpenAIEmbedder:
         return await self._post(request)
 
     async def _post(self, request: EmbeddingRequest) -> Embeddings:
-        if self._session is None:
+        if self._client is None:
             raise EngineUnavailable(f"The engine `{self.name}` is not started.", code=STOPPED)
         return await post_embeddings(
-            self._session,
-            self._url,
+            self._client,
+            self._target,
             request,
             encoding=self._encoding,
-            headers=self._headers,
             timeout_s=self._timeout_s,
             concealed=self._concealed,
         )

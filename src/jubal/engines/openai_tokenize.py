@@ -12,14 +12,15 @@ from functools import cache
 from itertools import chain
 from typing import Final
 
-import aiohttp
 import msgspec
+from yarl import URL
 
-from jubal.core.errors import BadRequest, EngineBroken
+from jubal.core.errors import BadRequest, EngineBroken, JubalError
 from jubal.core.hiding import Concealed
 from jubal.core.tokens import Token
+from jubal.engines.http_client import HttpClient, target_of
 from jubal.engines.llama_cpp.tokens import tokens_of_llama
-from jubal.engines.openai_compat import CONNECT_TIMEOUT_S, _bounded, _refusal, _translated
+from jubal.engines.openai_compat import post_whole
 
 WITHOUT: Final = frozenset({400, 404, 405, 422, 501})
 """What servers answer that have no such route, or one with other fields."""
@@ -124,34 +125,23 @@ SPELLINGS: Final[tuple[Callable[[str], bytes], ...]] = (_byte_level, _sentence_p
 
 
 async def post_tokenize(
-    session: aiohttp.ClientSession,
+    client: HttpClient,
     base_url: str,
     model: str,
     text: str,
     *,
     kind: str = "openai",
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str],
     timeout_s: float,
     concealed: Concealed | None = None,
 ) -> tuple[Token, ...]:
     """One POST, not tried again. Raises core errors only; `BadRequest` where the server can't."""
-    timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_TIMEOUT_S, timeout_s))
-    body = tokenize_body(model, text, kind)
-    response: aiohttp.ClientResponse | None = None
-    try:
-        response = await session.post(
-            where(base_url, kind), data=body, headers=headers, timeout=timeout, allow_redirects=False
-        )
-        if response.status in WITHOUT:
-            raise cannot(model)
-        if response.status != 200:
-            raise await _refusal(response, concealed)
-        answer = await _bounded(response, concealed)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise _translated(error, begun=response is not None) from error
-    finally:
-        if response is not None:
-            response.close()  # back to the pool when it was read to its end, cut off otherwise
+
+    def refused(status: int, error: JubalError) -> JubalError:
+        return cannot(model) if status in WITHOUT else error
+
+    target, body = target_of(URL(where(base_url, kind)), headers), tokenize_body(model, text, kind)
+    answer = await post_whole(client, target, body, timeout_s=timeout_s, concealed=concealed, refused=refused)
     try:
         return read_tokens(answer, text)
     except EngineBroken as error:

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from jubal.engines.base import EngineStatus
-from jubal.engines.openai_compat import upstream_headers, upstream_session
+from jubal.engines.openai_compat import upstream_headers
 
 PROBE_TIMEOUT_S: Final = 5.0
 LIST_BYTES_MAX: Final = 8 << 20
@@ -102,7 +102,7 @@ class UpstreamProbe:
         try:
             # A connection of its own each time: one that is open already says little about the next.
             async with (
-                upstream_session() as session,
+                _session() as session,
                 session.get(self._url, headers=self._headers, timeout=timeout, allow_redirects=False) as response,
             ):
                 if response.status != 200:
@@ -121,6 +121,14 @@ class UpstreamProbe:
         except (ValueError, msgspec.MsgspecError, RecursionError):
             return EngineStatus("ready", "The upstream's list of models can't be read: check base_url.")
         return READY
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        read_bufsize=1 << 18,
+    )
 
 
 def _judged(status: int) -> EngineStatus:

@@ -11,7 +11,7 @@ import aiohttp
 from jubal.core.embedding import EmbeddingRequest, Embeddings
 from jubal.core.errors import BadRequest, ContextTooLong, EngineBroken, EngineUnavailable
 from jubal.engines.base import EngineStatus, Weights
-from jubal.engines.llama_cpp.engine import LIFE_NEWS_S, URL, LlamaEngine, ask_tokens
+from jubal.engines.llama_cpp.engine import LIFE_NEWS_S, URL, LlamaEngine, ask_tokens, target_on_child
 from jubal.engines.llama_cpp.tokens import count_of_tokens, tokenize_body, vocabulary_of
 from jubal.engines.openai_embeddings import post_embeddings
 
@@ -32,6 +32,7 @@ class LlamaEmbedder:
         self.name = engine.name
         self.slots = engine.slots
         self.engine = engine
+        self._target = target_on_child("/v1/embeddings")
 
     async def start(self) -> None:
         await self.engine.start()
@@ -62,14 +63,10 @@ class LlamaEmbedder:
     async def _ask(self, part: EmbeddingRequest) -> Embeddings:
         """Tried once more if the child dies over it."""
         for last_try in (False, True):
-            async with self.engine.child() as (session, process, life):
+            async with self.engine.child() as (_, process, life):
                 try:
                     made = await post_embeddings(
-                        session,
-                        f"{URL}/v1/embeddings",
-                        part,
-                        headers={"content-type": "application/json"},
-                        timeout_s=self.engine.timeout_s,
+                        self.engine.client, self._target, part, timeout_s=self.engine.timeout_s
                     )
                 except (EngineUnavailable, EngineBroken):
                     if last_try or not await process.over(life, LIFE_NEWS_S):

@@ -18,6 +18,7 @@ from typing import Final
 
 import aiohttp
 import msgspec
+import yarl
 
 from jubal.core.errors import BadRequest, EngineBroken, EngineTimeout, EngineUnavailable
 from jubal.core.events import EngineEvent
@@ -25,6 +26,7 @@ from jubal.core.generation import NO_TOOLS, Generation, ImagePart, Prompt
 from jubal.core.tokens import Token
 from jubal.engines import weights
 from jubal.engines.base import EngineStatus, Weights
+from jubal.engines.http_client import HttpClient, Target, target_of
 from jubal.engines.llama_cpp.child import ServerArgs
 from jubal.engines.llama_cpp.choices import merge_choices
 from jubal.engines.llama_cpp.launch import ChildEffects, SocketFolder
@@ -145,6 +147,8 @@ class LlamaEngine:
         # return_progress is what makes llama.cpp see a closed connection while it reads a prompt: without it such a request
         # runs to its end. timings_per_token tells the prompt's tokens with the first piece, for an answer that is cut.
         self._extra = {"cache_prompt": True, "return_progress": True, "timings_per_token": True, **(extra or {})}
+        self._chat_target = target_on_child("/v1/chat/completions")
+        self._text_target = target_on_child("/v1/completions")
         self._command = command or child_argv
         self._places = asyncio.Semaphore(
             self.slots
@@ -162,6 +166,7 @@ class LlamaEngine:
         self._learned_of = 0
         self._process: Process | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
         self._folder: SocketFolder | None = None
         self._effects: ChildEffects | None = None
         self._estimated: tuple[tuple[Path, int, int], Size] | None = None
@@ -169,6 +174,13 @@ class LlamaEngine:
     @property
     def timeout_s(self) -> float:
         return self._timeout_s
+
+    @property
+    def client(self) -> HttpClient:
+        """For requests to the child. Raises `EngineUnavailable` before `load` and after `unload`."""
+        if self._client is None:
+            raise EngineUnavailable(f"The engine `{self.name}` is not started.")
+        return self._client
 
     # Coming and going
 
@@ -206,6 +218,7 @@ class LlamaEngine:
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept-Encoding"),
         )
+        self._client = HttpClient(yarl.URL(URL), socket_path=str(self._folder.socket), reuse=False)
         self._effects = ChildEffects(self._folder, self._session, self._argv, self._problem)
         self._process = Process(self._effects, self._policy, self._heard)
         self._process.start()
@@ -215,9 +228,12 @@ class LlamaEngine:
         self._learned_of = 0
         process, self._process = self._process, None
         session, self._session = self._session, None
+        client, self._client = self._client, None
         self._identity.stop()
         if process is not None:
             await process.close()
+        if client is not None:
+            client.close()
         if session is not None:
             await session.close()
 
@@ -444,7 +460,7 @@ class LlamaEngine:
                 begun = False
                 try:
                     body = await self._body(session, turn, extra)
-                    async with aclosing(self._request(session, process, body, turn)) as events:
+                    async with aclosing(self._request(process, body, turn)) as events:
                         async for event in events:
                             begun = True
                             yield event
@@ -473,15 +489,12 @@ class LlamaEngine:
             else chat_body(replace(turn, output=None), extra={**extra, **held})
         )
 
-    async def _request(
-        self, session: aiohttp.ClientSession, process: Process, body: bytes, turn: Generation
-    ) -> AsyncGenerator[EngineEvent, None]:
+    async def _request(self, process: Process, body: bytes, turn: Generation) -> AsyncGenerator[EngineEvent, None]:
         """body: what asks for `turn`."""
-        url = f"{URL}/v1/completions" if turn.prompts else f"{URL}/v1/chat/completions"
         decoder = partial(TextDecoder if turn.prompts else ChatDecoder, stops=turn.sampling.stop)
-        headers = {"content-type": "application/json"}
+        target = self._text_target if turn.prompts else self._chat_target
         async with aclosing(
-            stream_chat(session, url, body, 1, headers=headers, timeout_s=self._timeout_s, decoder=decoder)
+            stream_chat(self.client, target, body, 1, timeout_s=self._timeout_s, decoder=decoder)
         ) as events:
             async for event in events:
                 process.progressed()
@@ -503,6 +516,10 @@ class LlamaEngine:
                 rendered = await ask_tokens(session, "/apply-template", chat_body(turn))
                 prompts = (msgspec.json.decode(rendered, type=_Rendered).prompt,)
             return max([await _count(session, prompt) for prompt in prompts])
+
+
+def target_on_child(path: str) -> Target:
+    return target_of(yarl.URL(URL + path), {"content-type": "application/json"})
 
 
 def _sampled(ours: weights.Profile, its: _Sampled) -> _Sampled:
