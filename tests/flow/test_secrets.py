@@ -189,7 +189,7 @@ FAULTS = {
     "its call": "jubal.engines.http_client:HttpClient.post",
     "the pipeline": "jubal.serving.pipeline:Pipeline.run",
     "who comes in": "jubal.accounts.keys:KeyRing.identify",
-    "money": "jubal.serving.charging:Charging.hold",
+    "money": "jubal.serving.charging:Charging.must_hold",
     "the parser": "jubal.wire.openai_chat:OpenAIChat.parse",
     "the group commit": "jubal.accounts.usage:record",
     "the loop": "jubal.agent.loop:run",
