@@ -4,7 +4,8 @@
 
 Jubal has its own CPU; the fake upstream and the load client share another. All are up the whole time, one is under load
 at a time, and each round loads them one after the other, in turned order every second round. Jubal runs as a user
-starts it: key check, ACL, limits and the durable usage record are on, and the records are counted at the end.
+starts it, with all of its accounts at work: a key with ACLs, limits of key, team and model, a price, and a prepaid team, whose credit
+is held and charged for each request. Records and charges are counted at the end.
 """
 
 from __future__ import annotations
@@ -37,7 +38,25 @@ base_url = "{upstream}"
 [models."bench"]
 engine = "box"
 upstream = "bench"
+price = {{ input = 3.00, cached_input = 0.75, output = 15.00 }}
+rpm = 1_000_000_000
+tpm = 1_000_000_000_000
+
+[tiers.standard]
+rpm = 1_000_000_000
+tpm = 1_000_000_000_000
 """
+LIMITED = (
+    "--acl",
+    "api-key:endpoint:chat",
+    "--acl",
+    "api-key:model:bench",
+    "--rpm",
+    "1000000000",
+    "--tpm",
+    "1000000000000",
+)
+"""A key that may do just this: its limits are never reached, and counted all the same."""
 
 Sample = dict[str, Any]
 
@@ -129,7 +148,10 @@ class GatewayBench:
         config = CONFIG.format(upstream=f"http://127.0.0.1:{self.upstream_port}/v1")
         process, port = self.lab.start_jubal(config, self.gateway_cpu)
         self.lab.wait(process, f"http://127.0.0.1:{port}/health", "jubal.log")
-        return Target("jubal", port, process, (f"Authorization: Bearer {self.lab.make_key()}",))
+        self.lab.jubal("teams", "create", "--name", "bench", "--prepaid")
+        self.lab.jubal("credits", "add", "--team", "bench", "--usd", "1000000")
+        key = self.lab.make_key("--team", "bench", *LIMITED)
+        return Target("jubal", port, process, (f"Authorization: Bearer {key}",))
 
     def run(self, targets: list[Target]) -> None:
         for target in targets:
@@ -174,10 +196,12 @@ class GatewayBench:
         return {**sample, "gateway_cpu_s": used}
 
 
-def usage_rows(home: Path) -> int:
-    """How many requests the server has on record, read from its database beside it."""
+def on_record(home: Path) -> tuple[int, int]:
+    """How many requests the server has on record and how many transfers of credit, read from its database beside it."""
     with closing(sqlite3.connect(f"file:{home / 'jubal.db'}?mode=ro", uri=True)) as database:
-        return int(database.execute("SELECT count(*) FROM usage").fetchone()[0])
+        counted = "SELECT (SELECT count(*) FROM usage), (SELECT count(*) FROM usage JOIN transfers ON id = request_id)"
+        rows, paid = database.execute(counted).fetchone()
+        return int(rows), int(paid)
 
 
 def cpu_per_1k(s: Sample) -> float:
@@ -249,9 +273,13 @@ def report(direct: Target, floor: Target, jubal: Target) -> str:
 
 def checks(bench: GatewayBench, targets: list[Target]) -> list[str]:
     lines = [f"{t.name}: {t.good:,} good answers, {t.bad:,} bad{f' ({t.why})' if t.why else ''}." for t in targets]
-    rows, good = usage_rows(bench.lab.home), targets[-1].good
-    same = "pass" if rows == good else "MISS"
-    lines.append(f"Durable record: {rows:,} usage rows for {good:,} good answers, warm-up included: {same}.")
+    (rows, paid), good = on_record(bench.lab.home), targets[-1].good
+    same = "pass" if rows == paid == good else "MISS"
+    lines.append(
+        f"Durable record: {rows:,} usage rows and {paid:,} charges for {good:,} good answers, warm-up included: {same}."
+    )
+    books = bench.lab.jubal("credits", "check")
+    lines.append(f"The books (`jubal credits check`): {'pass' if books['ok'] else f'MISS: {books}'}.")
     lines.append(bench.lab.quietness())
     if not bench.pins:
         lines.append("Only one CPU: nothing was pinned, and the harness took its share of every latency.")
@@ -267,7 +295,8 @@ def run(quick: bool) -> str:
         bench.run([direct, floor, jubal])
         pinned = "gateway and harness pinned to a CPU each" if bench.pins else "not pinned"
         return "\n\n".join([
-            f"{bench.rounds} interleaved rounds, {pinned}. One worker; key check, ACL, limits and durable usage record on.",
+            f"{bench.rounds} interleaved rounds, {pinned}. One worker; key check, ACLs, limits of key, team and model, credit of a"
+            " prepaid team held and charged in the durable ledger.",
             report(direct, floor, jubal),
             "\n".join(f"- {line}" for line in checks(bench, [direct, floor, jubal])),
         ])  # fmt: skip

@@ -19,7 +19,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -200,14 +200,18 @@ class Lab:
         command = [JUBAL, "serve", "--config", str(file), "--port", str(port)]
         return self.start(command, "jubal.log", on, {"JUBAL_HOME": str(self.home)}), port
 
-    def make_key(self) -> str:
-        """`jubal keys create` in the home folder of `start_jubal`."""
+    def jubal(self, *command: str) -> Any:
+        """What a command prints as JSON, on the store of `start_jubal`."""
         env = {**os.environ, "JUBAL_HOME": str(self.home)}
-        command = [JUBAL, "keys", "create", "--config", str(self.folder / "jubal.toml"), "--name", "bench", "--json"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        whole = [JUBAL, *command, "--config", str(self.folder / "jubal.toml"), "--json"]
+        done = subprocess.run(whole, env=env, capture_output=True, text=True, timeout=60)
         if done.returncode:
-            raise BenchError(f"jubal keys create failed: {done.stderr[-2000:]}")
-        return json.loads(done.stdout)["key"]
+            raise BenchError(f"jubal {' '.join(command)} failed: {(done.stderr or done.stdout)[-2000:]}")
+        return json.loads(done.stdout)
+
+    def make_key(self, *options: str) -> str:
+        """The secret of a new key."""
+        return str(self.jubal("keys", "create", "--name", "bench", *options)["key"])
 
 
 def get(url: str, timeout_s: float = 10) -> bytes:
