@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import ledger
+from jubal.accounts import ledger, rollups
 from jubal.accounts.ledger import Balance, Mismatch, Transfer, Used
 from jubal.accounts.tables import balances, reserves, transfers, usage
 from jubal.core.errors import BadRequest
@@ -216,17 +216,19 @@ def charge_missing(conn: Connection, *, limit: int = 100_000) -> int:
 def reconcile(conn: Connection, now_us: int) -> list[Mismatch]:
     """Everything that the books, the usage rows and the reserves do not agree on; nothing is the right answer. Only reads.
 
-    Usage rows may be deleted after a while, the ledger never is: what is older than the oldest row is not compared.
+    Usage rows may be deleted after a while, the ledger never is: what is older than the oldest row is not compared, nor what
+    retention got to. Belongs into `Store.read`, whose statements all see the same moment.
     """
     return [*ledger.mismatches(conn), *_of_usage(conn), *_of_months(conn), *_of_reserves(conn, now_us)]
 
 
 def _of_usage(conn: Connection) -> Iterable[Mismatch]:
-    since_us = conn.scalar(sa.select(sa.func.min(usage.c.created_us))) or 0
+    deleted_us = rollups.deleted_before(conn)
+    since_us = max(deleted_us, conn.scalar(sa.select(sa.func.min(usage.c.created_us))) or 0)
     charged = _by_team(
         conn, transfers.c.team_id, transfers.c.ticks, transfers.c.kind == "usage", transfers.c.created_us >= since_us
     )
-    cost = _by_team(conn, usage.c.team_id, usage.c.cost_in_usd_ticks)
+    cost = _by_team(conn, usage.c.team_id, usage.c.cost_in_usd_ticks, usage.c.created_us >= since_us)
     for team_id in sorted(charged.keys() | cost.keys()):
         expected, found = cost.get(team_id, 0), charged.get(team_id, 0)
         if expected != found:

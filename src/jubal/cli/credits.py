@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from jubal.accounts.ledger import Mismatch, Transfer
+    from jubal.accounts.ledger import Transfer
 
 UsdOption: TypeAlias = Annotated[str, typer.Option("--usd", metavar="N", help="How many USD.")]
 NoteOption: TypeAlias = Annotated[str | None, typer.Option("--note", help="What for, as the history shows it.")]
@@ -203,17 +203,14 @@ def check(
 ) -> None:
     """Compare ledger, balances, usage and reserves. Exit code 1 where they do not agree."""
 
-    def work(conn: Connection) -> list[Mismatch]:
-        from jubal.accounts import credits
+    from jubal.accounts import credits
 
-        now_us = _now_us()
-        credits.sweep(conn, now_us)
-        if charge_missing:
-            credits.charge_missing(conn)
-        return credits.reconcile(conn, now_us)
-
+    now_us = _now_us()
     with open_store(config.load(config_file)) as store:
-        found = store.transact(work)
+        store.transact(credits.sweep, now_us)
+        if charge_missing:
+            store.transact(credits.charge_missing)
+        found = store.read(credits.reconcile, now_us)  # it looks at everything: on SQLite nobody waits for that
     if as_json:
         print_json({"ok": not found, "mismatches": [asdict(one) for one in found]})
     elif not found:
