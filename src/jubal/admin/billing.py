@@ -36,7 +36,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """One UTC month of a team, over or not. month: as 202611. from_free, from_prepaid: ticks that credit paid; the rest is due."""
+    """One UTC month of a team, over or not. month: as 202611. from_free, from_prepaid: ticks that credit paid; the rest is due.
+    open: what of that is not paid yet.
+    """
 
     team_id: str
     month: int
@@ -44,6 +46,7 @@ class Bill:
     total: int
     from_free: int = 0
     from_prepaid: int = 0
+    open: int = 0
 
     @property
     def due(self) -> int:
@@ -80,7 +83,7 @@ class Books:
             Line(f"{line.model} {line.what}".strip(), line.what.rpartition(" ")[2], line.quantity, line.ticks)
             for line in found.lines
         )
-        return Bill(team_id, month, lines, found.total, found.from_grant, found.from_prepaid)
+        return Bill(team_id, month, lines, found.total, found.from_grant, found.from_prepaid, found.open)
 
     def months(self, conn: Connection, team_id: str) -> list[int]:
         """Months in which anything was used or paid, oldest first."""

@@ -719,9 +719,9 @@ def _lines(bill: Bill) -> list[wire.InvoiceLine]:
             unit_type=line.unit,
             unit_price=str(round(line.ticks * 1_000_000 / wire.CENT / line.quantity) if line.quantity else 0),
             num_units=str(line.quantity),
-            amount=wire.cents(line.ticks),
+            amount=amount,
         )
-        for line in bill.lines
+        for line, amount in zip(bill.lines, wire.shares(line.ticks for line in bill.lines), strict=True)
     ]
 
 
@@ -729,8 +729,9 @@ def _cycle(month: int) -> wire.BillingCycle:
     return wire.BillingCycle(month // 100, month % 100)
 
 
-def _preview(bill: Bill, limit: int | None, prepaid: Prepaid) -> wire.InvoicePreview:
+def _preview(bill: Bill, limit: int | None, left: Prepaid) -> wire.InvoicePreview:
     total = wire.cents(bill.total)
+    free, prepaid, due = wire.shares((bill.from_free, bill.from_prepaid, bill.due))
     return wire.InvoicePreview(
         wire.CoreInvoice(
             lines=_lines(bill),
@@ -738,13 +739,13 @@ def _preview(bill: Bill, limit: int | None, prepaid: Prepaid) -> wire.InvoicePre
             vat_cost="0",
             amount_after_vat=total,
             auto_credits_issued="0",
-            default_credits_issued=wire.cents(bill.from_free),
-            total_with_corr=wire.Cents(wire.cents(bill.due)),
-            prepaid_credits=wire.Cents(wire.cents(-prepaid.left)),
-            prepaid_credits_used=wire.Cents(wire.cents(bill.from_prepaid)),
+            default_credits_issued=free,
+            total_with_corr=wire.Cents(due),
+            prepaid_credits=wire.Cents(wire.cents(-left.left)),
+            prepaid_credits_used=wire.Cents(prepaid),
         ),
         effective_spending_limit=None if limit is None else wire.cents(limit),
-        default_credits=wire.cents(bill.from_free),
+        default_credits=free,
         billing_cycle=_cycle(bill.month),
     )
 
@@ -756,7 +757,7 @@ def _invoice(bill: Bill) -> wire.Invoice:
         invoice_id=f"{bill.team_id}:{name}",
         invoice_number=name,
         create_time=wire.stamp(ledger.first_us(ledger.next_month(bill.month))),
-        invoice_status="PENDING" if bill.due else "PAID",
+        invoice_status="PENDING" if bill.open else "PAID",
         billing_cycle=_cycle(bill.month),
         lines=_lines(bill),
         subtotal=wire.cents(bill.total),
