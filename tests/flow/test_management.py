@@ -142,9 +142,44 @@ def test_pages_and_filters(managed: Managed) -> None:
     assert managed.key_id not in [key["apiKeyId"] for key in everything], "management keys are not among them"
 
 
+def test_pages_go_on_where_keys_are_deleted_meanwhile(managed: Managed) -> None:
+    """Whoever cleans up deletes each page before it asks for the next one."""
+    acl = "api-key:model:to-be-deleted"
+    ids = [managed.make(name=f"d{n}", acls=[acl])["apiKeyId"] for n in range(5)]
+    path = "/auth/teams/{team_id}/api-keys?pageSize=2&aclFilters=" + acl
+    seen, token = [], ""
+    for _ in range(3):
+        page = managed.ok("GET", path + token, answers="ApiKeyList")
+        for key in page["apiKeys"]:
+            managed.ok("DELETE", f"/auth/api-keys/{key['apiKeyId']}", answers="Nothing")
+            seen.append(key["apiKeyId"])
+        token = f"&paginationToken={page.get('paginationToken')}"
+    assert seen == ids
+    assert "paginationToken" not in page
+
+
+@pytest.mark.parametrize("path", ["/v1/api-key", "/v1/me", "/auth/management-keys/validation"])
+def test_a_key_that_was_deleted_just_now_is_no_key(managed: Managed, path: str) -> None:
+    """Within the two seconds in which a gateway may still know it."""
+    kind = ["--management"] if "management" in path else []
+    made = managed.server.command("keys", "create", "--name", "gone", *kind)
+    assert managed.server.request("GET", path, key=made["key"])[0] == 200
+    managed.server.command("keys", "delete", made["id"], "--yes")
+    status, _, body = managed.server.request("GET", path, key=made["key"])
+    assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_messages_name_fields_as_this_api_does(managed: Managed) -> None:
+    status, body = managed("POST", "/auth/teams/{team_id}/api-keys", {"name": "x", "qpm": -1})
+    assert (status, body["error"]["param"]) == (400, "qpm")
+    assert body["error"]["message"].startswith("qpm must be at least 1")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code", "param"),
     [
+        ("GET", "/auth/teams/{team_id}/api-keys?paginationToken=x", None, 400, "invalid_value", "paginationToken"),
+        ("GET", "/auth/teams/{team_id}/api-keys?paginationToken=-1.x", None, 400, "invalid_value", "paginationToken"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": ""}, 400, "invalid_name", "name"),
         ("POST", "/auth/teams/{team_id}/api-keys", {}, 422, "missing_field", "name"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": 3}, 422, "invalid_type", "name"),

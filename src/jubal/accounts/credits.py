@@ -157,6 +157,13 @@ def add(
 
     Raises `BadRequest` for an amount that is none, and for an id that is another transfer's.
     """
+    return add_once(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note, id=id)[0]
+
+
+def add_once(
+    conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None, id: str | None = None
+) -> tuple[Transfer, bool]:
+    """As `add`, and whether this call made it."""
     if id is not None and (not 0 < len(id) <= ID_CHARS_MAX or id.startswith(OWN_IDS)):
         raise BadRequest(
             f"The id of a payment has 1 to {ID_CHARS_MAX} characters, and does not begin with {' or '.join(OWN_IDS)}.",
@@ -164,11 +171,11 @@ def add(
         )
     paid = Transfer(id or f"purchase:{uuid.uuid4()}", team_id, "cash", "prepaid", ticks, "purchase", now_us, note)
     if ledger.post(conn, paid):
-        return paid
+        return paid, True
     found = ledger.find(conn, paid.id)
     if found is None or (found.team_id, found.kind, found.ticks) != (team_id, "purchase", ticks):
         raise BadRequest(f"The id `{paid.id}` is that of another payment already.", param="id", code="id_taken")
-    return found
+    return found, False
 
 
 def pay(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:

@@ -118,7 +118,8 @@ def check(terms: PriceTerms) -> None:
     for tool, _ in terms.tools or ():
         if tool not in dict(TOOL_FEES):
             raise BadRequest(
-                f"There is no tool `{tool[:100]}` that has a price. There are {', '.join(dict(TOOL_FEES))}.", param="tools"
+                f"There is no tool `{tool[:100]}` that has a price. There are {', '.join(dict(TOOL_FEES))}.",
+                param="tools",
             )
     for basis_points in (terms.discount, *(one for _, one in terms.volume)):
         if not 0 <= basis_points <= BASIS_POINTS:

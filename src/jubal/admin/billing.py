@@ -110,10 +110,12 @@ class Books:
         return Prepaid(ledger.read(conn, team_id).prepaid, tuple(changes))
 
     def limit(self, conn: Connection, team_id: str) -> int | None:
-        """Ticks that the team may owe; None for no limit."""
+        """Ticks that the team may owe; None for no limit. 0 where its tier is not configured: then nothing is answered."""
         team = teams.get(conn, team_id)
         tier = self._tiers.get(team.tier)
-        terms = None if tier is None else tier.terms(team.prepaid)
+        if tier is None:
+            return 0
+        terms = tier.terms(team.prepaid)
         return None if terms is None else terms.cap
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from jubal.accounts.ledger import Transfer
 
+UNKNOWN_TIER: Final = "The configuration has no tier `{}`: requests of its teams are refused. Put it into [tiers], or use `jubal teams set-tier`."
 UsdOption: TypeAlias = Annotated[str, typer.Option("--usd", metavar="N", help="How many USD.")]
 NoteOption: TypeAlias = Annotated[str | None, typer.Option("--note", help="What for, as the history shows it.")]
 
@@ -123,6 +125,8 @@ def show(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOptio
     if as_json:
         print_json(found)
         return
+    if not found["tier_known"]:
+        print(f"jubal: {UNKNOWN_TIER.format(found['tier'])}", file=sys.stderr)
     print(
         f"team       {found['team']} ({found['team_id']}), tier {found['tier']}{', prepaid' if found['prepaid'] else ''}"
     )
@@ -132,7 +136,8 @@ def show(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOptio
 
 
 def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[str, object]:
-    """As JSON shows it. available: what can still be used, None for no limit; reserved: the part that gateways have set aside."""
+    """As JSON shows it. available: what can still be used, None for no limit, 0 where
+    the tier is not configured; reserved: the part that gateways have set aside."""
     from jubal.accounts import credits, teams
     from jubal.accounts.tiers import Tiers
 
@@ -144,7 +149,7 @@ def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[st
     balance = found.balance
     amounts = {
         "balance": balance.credit,
-        "available": None if terms is None else balance.credit + terms.cap - found.reserved,
+        "available": 0 if tier is None else None if terms is None else balance.credit + terms.cap - found.reserved,
         "grant": balance.grant,
         "prepaid_credit": balance.prepaid,
         "owed": -balance.receivable,
@@ -156,6 +161,7 @@ def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[st
         "team": team.name,
         "tier": team.tier,
         "prepaid": team.prepaid,
+        "tier_known": tier is not None,
         **{f"{name}_ticks": ticks for name, ticks in amounts.items()},
         **{f"{name}_usd": None if ticks is None else exact_usd(ticks) for name, ticks in amounts.items()},
     }
@@ -204,12 +210,13 @@ def check(
     """Compare ledger, balances, usage and reserves. Exit code 1 where they do not agree."""
 
     from jubal.accounts import credits
+    from jubal.admin import credits as admin
 
     now_us = _now_us()
     with open_store(config.load(config_file)) as store:
         store.transact(credits.sweep, now_us)
         if charge_missing:
-            store.transact(credits.charge_missing)
+            store.transact(lambda conn: admin.charge_missing(conn, operator(conn), now_us=now_us))
         found = store.read(credits.reconcile, now_us)  # it looks at everything: on SQLite nobody waits for that
     if as_json:
         print_json({"ok": not found, "mismatches": [asdict(one) for one in found]})

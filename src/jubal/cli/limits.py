@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from jubal.accounts.team_limits import Rates, TeamLimits
     from jubal.accounts.teams import Team
 
+KEYS_MAX = 100_000
+
 ModelOption: TypeAlias = Annotated[
     str, typer.Option("--model", metavar="M", help="A model's public name; * for all models together.")
 ]
@@ -157,5 +159,7 @@ def _of_team(conn: Connection, name: str) -> tuple[Team, TeamLimits | None, list
     from jubal.accounts import keys, team_limits, teams
 
     team = teams.by_name_or_id(conn, name)
-    found = [key for key in keys.listing(conn, team.id) if (key.rps, key.rpm, key.tpm) != (None, None, None)]
+    found = [
+        key for key in keys.listing(conn, team.id, limit=KEYS_MAX) if (key.rps, key.rpm, key.tpm) != (None, None, None)
+    ]
     return team, team_limits.of_team(conn, team.id), found

@@ -18,7 +18,7 @@ import msgspec
 from jubal.accounts import keys, ledger, teams
 from jubal.accounts.acl import ENDPOINTS
 from jubal.accounts.audit import Act
-from jubal.accounts.keys import Key
+from jubal.accounts.keys import Key, Place
 from jubal.accounts.scopes import Scopes
 from jubal.accounts.team_limits import ALL, NO_RATES, Rates, TeamLimits
 from jubal.accounts.teams import Team
@@ -29,7 +29,7 @@ from jubal.admin import teams as admin_teams
 from jubal.admin.actor import Actor
 from jubal.admin.analytics import Query
 from jubal.admin.billing import Bill, Books, Prepaid
-from jubal.core.errors import BadRequest, JubalError, UnsupportedMedia
+from jubal.core.errors import BadRequest, JubalError, NotFound, UnsupportedMedia
 from jubal.core.model import Model, Weights
 from jubal.wire import management as wire
 from jubal.wire.decode import decode
@@ -118,7 +118,10 @@ class Own(Routes):
             key = keys.get(conn, caller.key_id)
             return key, teams.get(conn, key.team_id)
 
-        return await self._store.run_read(read)
+        try:
+            return await self._store.run_read(read)
+        except NotFound:  # deleted in these two seconds
+            raise keys.unknown() from None
 
     async def _key(self, exchange: Exchange) -> None:
         key, team = await self._found(exchange)
@@ -253,10 +256,11 @@ class Management(Routes):
             who,
             team_id=team_id,
             limit=size + 1,
-            after=query.one("paginationToken"),
+            after=_place(query.one("paginationToken")),
             only=only,
         )
-        more = found[size - 1].id if len(found) > size else msgspec.UNSET
+        last = Place.of(found[size - 1]) if len(found) > size else None
+        more = msgspec.UNSET if last is None else f"{last.created_us}.{last.id}"
         await _answer(exchange, wire.ApiKeyList([_key(key) for key in found[:size]], more))
 
     async def _get(self, exchange: Exchange, key_id: str) -> None:
@@ -297,7 +301,10 @@ class Management(Routes):
 
     async def _validation(self, exchange: Exchange) -> None:
         caller = await self._door.identify(exchange, management=True)
-        key = await self._read(keys.get, caller.key_id)
+        try:
+            key = await self._read(keys.get, caller.key_id)
+        except NotFound:  # deleted in these two seconds
+            raise keys.unknown() from None
         await _answer(
             exchange,
             wire.ManagementKey(
@@ -545,6 +552,16 @@ class _Query:
         return year * 100 + (month or 1)
 
 
+def _place(token: str | None) -> Place | None:
+    """Where a page of keys begins. The key that stood there may be deleted meanwhile. Raises `BadRequest`."""
+    if token is None:
+        return None
+    created, dot, ident = token.partition(".")
+    if not (dot and created.isascii() and created.isdigit() and len(created) < 19 and ident.isprintable()):
+        raise BadRequest("There is no page of this name.", param="paginationToken", code="invalid_value")
+    return Place(int(created), ident)
+
+
 def _wrong(param: str, expected: str) -> BadRequest:
     return BadRequest(f"`{param}`: expected {expected}.", param=param, code="invalid_value")
 
@@ -570,7 +587,10 @@ def _in_our_words() -> Iterator[None]:
     try:
         yield
     except JubalError as error:
-        error.param = PARAMS.get(error.param or "", error.param)
+        if (param := error.param) in PARAMS:
+            error.param = PARAMS[param]
+            if error.message.startswith(f"{param} "):
+                error.message = error.param + error.message.removeprefix(param)
         raise
 
 
