@@ -56,3 +56,11 @@ def test_lists_are_whole(cli: Cli) -> None:
         store.transact(make)
     assert len(cli.json("teams", "list")) == MANY + 1
     assert len([row for row in cli.json("limits", "show", "--team", "default") if row["scope"] == "key"]) == MANY
+
+
+def test_the_audit_log_says_how_much(cli: Cli) -> None:
+    cli("credits", "add", "--team", "default", "--usd", "5", "--note", "order 7")
+    cli("prices", "set", "--team", "default", "--model", "grok-4", "--input", "1")
+    shown = cli("audit").stdout
+    assert "note: order 7, ticks: 50000000000" in shown
+    assert "input: 10000" in shown

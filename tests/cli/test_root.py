@@ -37,6 +37,9 @@ def test_help_lists_the_commands(cli: Cli) -> None:
         ["serve", "--port", "70000"],
         ["serve", "--port", "many"],
         ["usage", "--limit", "0"],
+        ["usage", "--limit", "99999999999999999999"],
+        ["audit", "--limit", "99999999999999999999"],
+        ["credits", "history", "--team", "default", "--limit", "99999999999999999999"],
     ],
 )
 def test_wrong_flags(cli: Cli, args: list[str]) -> None:

@@ -34,8 +34,8 @@ EACH_TICKS_MAX: Final = 1_000_000 * TICKS_PER_USD
 class PriceTerms:
     """What a team pays in place of a list price, in ticks. None: the list's.
 
-    tools: fees of single tools; those of the others are the list's. discount: hundredths of a percent off every rate. volume: (ticks spent this month, discount) steps; the highest that is
-    reached holds in place of `discount` where it is more.
+    tools: fees of single tools; those of the others are the list's. discount: hundredths of a percent off every rate.
+    volume: (ticks spent this month, discount) steps; the highest that is reached holds in place of `discount` where it is more.
     """
 
     input: int | None = None

@@ -28,7 +28,9 @@ def move(
 ) -> Transfer:
     """A team pays in advance (add), pays what it owes (pay), or gets prepaid credit back (refund). text: what for.
 
-    id: an idempotency key, for `add`: what was added before is told again, and written down once. Raises `NotAllowed`, `NotFound`, `BadRequest` for an amount that is none or too much.
+    id: an idempotency key, for `add`: what was added before is told again, and written down once.
+
+    Raises `NotAllowed`, `NotFound`, `BadRequest` for an amount that is none or too much.
     """
     actor.demand_operator("book payments")
     teams.get(conn, team_id)

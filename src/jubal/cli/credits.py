@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from jubal.accounts.ledger import Transfer
 
 UNKNOWN_TIER: Final = "The configuration has no tier `{}`: requests of its teams are refused. Put it into [tiers], or use `jubal teams set-tier`."
+HISTORY_MAX: Final = 1_000_000
+"""They are all held in memory at once, so there is a bound."""
 UsdOption: TypeAlias = Annotated[str, typer.Option("--usd", metavar="N", help="How many USD.")]
 NoteOption: TypeAlias = Annotated[str | None, typer.Option("--note", help="What for, as the history shows it.")]
 
@@ -170,7 +172,7 @@ def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[st
 @app.command("history")
 def history(
     team: TeamOption,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest N transfers.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=HISTORY_MAX, help="The newest N transfers.")] = 100,
     usage: Annotated[bool, typer.Option("--usage", help="Those of single requests too.")] = False,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,

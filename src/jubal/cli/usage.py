@@ -91,6 +91,7 @@ def usage(
         typer.Option(
             "--limit",
             min=1,
+            max=JSON_ROWS_MAX,
             help=f"The newest N requests. Default: {ROWS_SHOWN}, or {JSON_ROWS_MAX:,} with --json.",
             show_default=False,
         ),
