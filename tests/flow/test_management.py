@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from jubal.accounts import tables
+from jubal import config
+from jubal.accounts import ledger, tables, usage
 from jubal.accounts.store import Store
 from jubal.wire.management import OPERATIONS
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401
+from tests.accounts.conftest import postgres, postgres_url, usage_row  # noqa: F401
 from tests.openapi_schemas import Described
 from tests.server import ECHO, Server, jubal, running
 
@@ -33,6 +34,8 @@ class Managed:
         self.key_id: str = made["id"]
         self.team: str = made["team_id"]
         self.described = described
+        self.where: dict[str, Any] = {"home": server.home, "JUBAL_CONFIG": str(server.config)}
+        self.store_url = config.load(server.config, {"JUBAL_HOME": str(server.home)}).store_url
 
     def __call__(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
         status, headers, answer = self.server.request(
@@ -463,6 +466,64 @@ def test_billing_info_is_kept(managed: Managed) -> None:
         "Paris",
         "75001",
     )
+
+
+def test_the_models_of_a_team_have_the_teams_prices(managed: Managed) -> None:
+    def of_grok_4() -> dict[str, Any]:
+        [cluster] = managed.ok("GET", "/auth/teams/{team_id}/models", answers="ClusterConfigs")["clusterConfigs"]
+        [found] = [one for one in cluster["languageModels"] if one["name"] == "grok-4"]
+        return dict(found)
+
+    listed = of_grok_4()
+    assert (listed["promptTextTokenPrice"], listed["longContextThreshold"], listed["searchPrice"]) == (
+        "30000",
+        "0",
+        "500",
+    )
+    flags = ["--input", "1", "--long-context", "200000=4,1,12", "--tool", "web_search=0.01", "--discount", "50"]
+    managed.server.command("prices", "set", "--team", managed.team, "--model", "grok-4", *flags)
+    try:
+        own = of_grok_4()
+    finally:
+        done = jubal("prices", "rm", "--team", managed.team, "--model", "grok-4", **managed.where)
+    assert done.returncode == 0
+    assert (own["promptTextTokenPrice"], own["completionTextTokenPrice"], own["searchPrice"]) == (
+        "5000",
+        "75000",
+        "500",
+    )
+    assert (own["longContextThreshold"], own["completionTokenPriceLongContext"]) == ("200000", "60000")
+    assert of_grok_4() == listed
+
+
+def test_invoices_add_up_and_are_paid_when_they_are(managed: Managed) -> None:
+    """Of a month that is over; each line is less than a cent, and all of them are more than one."""
+    team = managed.server.command("teams", "create", "--name", "billed")["id"]
+    boss = managed.server.command("keys", "create", "--name", "b", "--management", "--team", "billed")["key"]
+    parts = dict.fromkeys(("input_ticks", "output_ticks", "reasoning_ticks"), 40_000_000)
+    parts |= dict.fromkeys(("prompt_tokens", "completion_tokens", "reasoning_tokens"), 4)
+    month_us = ledger.first_us(202601)
+    rows = [
+        usage_row(f"{team}/{model}", team_id=team, model=model, created_us=month_us, cost_in_usd_ticks=120_000_000)
+        for model in ("one", "two")
+    ]
+    with Store.open(managed.store_url) as store:
+        store.transact(usage.record, [row._replace(**parts) for row in rows])
+
+    def invoice() -> dict[str, Any]:
+        status, _, body = managed.server.request("GET", f"/v1/billing/teams/{team}/invoices", key=boss)
+        assert status == 200, body
+        [found] = body["invoices"]
+        return dict(found)
+
+    found = invoice()
+    assert len(found["lines"]) == 6
+    assert sum(int(line["amount"]) for line in found["lines"]) == int(found["subtotal"]) == 2
+    assert found["invoiceStatus"] == "PENDING"
+    managed.server.command("credits", "pay", "--team", "billed", "--usd", "0.01")
+    assert invoice()["invoiceStatus"] == "PENDING"
+    managed.server.command("credits", "pay", "--team", "billed", "--usd", "0.014")
+    assert invoice()["invoiceStatus"] == "PAID"
 
 
 def test_what_acls_may_name(managed: Managed) -> None:

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
     from jubal.accounts.ledger import Transfer
 
-UNKNOWN_TIER: Final = "The configuration has no tier `{}`: requests of its teams are refused. Put it into [tiers], or use `jubal teams set-tier`."
+UNKNOWN_TIER: Final = (
+    "The configuration has no tier `{}`: requests of its teams are refused. "
+    "Put it into [tiers], or use `jubal teams set-tier`."
+)
 HISTORY_MAX: Final = 1_000_000
 """They are all held in memory at once, so there is a bound."""
 UsdOption: TypeAlias = Annotated[str, typer.Option("--usd", metavar="N", help="How many USD.")]

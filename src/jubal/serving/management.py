@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from jubal.accounts import keys, ledger, teams
+from jubal.accounts import keys, ledger, prices, teams
 from jubal.accounts.acl import ENDPOINTS
 from jubal.accounts.audit import Act
 from jubal.accounts.keys import Key, Place
@@ -31,6 +31,7 @@ from jubal.admin.analytics import Query
 from jubal.admin.billing import Bill, Books, Prepaid
 from jubal.core.errors import BadRequest, JubalError, NotFound, UnsupportedMedia
 from jubal.core.model import Model, Weights
+from jubal.core.money import LongContext, Price
 from jubal.wire import management as wire
 from jubal.wire.decode import decode
 from jubal.wire.openai_models import real_context
@@ -54,6 +55,7 @@ PAGE: Final = 100
 PAGE_MAX: Final = 1000
 BODY_BYTES_MAX: Final = 1 << 20
 CLUSTER: Final = "jubal"
+NO_LONG_CONTEXT: Final = LongContext(0, 0, 0, 0)
 UNITS: Final[dict[str, analytics.Unit]] = {
     "TIME_UNIT_MONTH": "month",
     "TIME_UNIT_CALENDAR_WEEK": "calendar_week",
@@ -352,13 +354,18 @@ class Management(Routes):
     async def _models(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
         team, limits = await self._read(admin_limits.on_models, who, team_id)
+        own = await self._read(prices.of_team, team_id, self._now_us())
+        price_of = partial(self._pipeline.charging.price_of_team, team.tier, own)
         cluster = wire.ClusterConfig(
             CLUSTER,
             [
-                _language_model(model, weights, self._scopes.rates_on(model.name, team.tier, limits))
+                _language_model(model, weights, price_of(model), self._scopes.rates_on(model.name, team.tier, limits))
                 for model, weights in self._pipeline.offers("language")
             ],
-            [_embedding_model(*offer) for offer in self._pipeline.offers("embedding")],
+            [
+                _embedding_model(model, weights, price_of(model))
+                for model, weights in self._pipeline.offers("embedding")
+            ],
             [],
             [],
             [],
@@ -684,16 +691,23 @@ def _description(endpoint: str) -> str:
     return ENDPOINTS.get(endpoint, "Every endpoint.")
 
 
-def _language_model(model: Model, weights: Weights, rates: Rates) -> wire.ClusterLanguageModel:
+def _language_model(model: Model, weights: Weights, price: Price, rates: Rates) -> wire.ClusterLanguageModel:
+    long = price.long_context or NO_LONG_CONTEXT
+    sees = "image" in model.input and "image" in weights.input
     return wire.ClusterLanguageModel(
         name=model.name,
         version=weights.name,
         input_modalities=[kind.upper() for kind in model.input if kind in weights.input],
         output_modalities=["TEXT"],
-        prompt_text_token_price=str(model.price.input),
-        prompt_image_token_price=str(model.price.input if "image" in model.input and "image" in weights.input else 0),
-        cached_prompt_token_price=str(model.price.cached_input),
-        completion_text_token_price=str(model.price.output),
+        prompt_text_token_price=str(price.input),
+        prompt_image_token_price=str((price.input if price.image is None else price.image) if sees else 0),
+        cached_prompt_token_price=str(price.cached_input),
+        completion_text_token_price=str(price.output),
+        prompt_text_token_price_long_context=str(long.input),
+        cached_prompt_token_price_long_context=str(long.cached_input),
+        completion_token_price_long_context=str(long.output),
+        long_context_threshold=str(long.threshold),
+        search_price=str(round(price.tool_fee("web_search") * 1000 / wire.CENT)),
         rps=wire.rate(rates.rps),
         rpm=wire.rate(rates.rpm),
         tpm=wire.rate(rates.tpm),
@@ -704,13 +718,13 @@ def _language_model(model: Model, weights: Weights, rates: Rates) -> wire.Cluste
     )
 
 
-def _embedding_model(model: Model, weights: Weights) -> wire.ClusterEmbeddingModel:
+def _embedding_model(model: Model, weights: Weights, price: Price) -> wire.ClusterEmbeddingModel:
     return wire.ClusterEmbeddingModel(
         name=model.name,
         version=weights.name,
         input_modalities=["TEXT"],
         output_modalities=["EMBEDDING"],
-        prompt_text_token_price=str(model.price.input),
+        prompt_text_token_price=str(price.input),
         cluster=CLUSTER,
         aliases=list(model.aliases),
     )

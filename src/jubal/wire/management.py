@@ -291,8 +291,9 @@ class Features(msgspec.Struct, rename="camel"):
 
 
 class ClusterLanguageModel(msgspec.Struct, rename="camel"):
-    """Prices: ticks (1e-10 US dollars) for each token. rps, rpm, tpm: the most that the team may do with this model, by its limits
-    on the model and on all models; "0": no limit."""
+    """Prices: ticks (1e-10 US dollars) for each token, as the team pays them. The long ones are of requests whose prompt reaches
+    the threshold; "0" where there are none. search_price: cents for 1,000 searches of the web. rps, rpm, tpm: the most that
+    the team may do with this model, by its limits on the model and on all models; "0": no limit."""
 
     name: str
     version: str
@@ -302,6 +303,11 @@ class ClusterLanguageModel(msgspec.Struct, rename="camel"):
     prompt_image_token_price: str
     cached_prompt_token_price: str
     completion_text_token_price: str
+    prompt_text_token_price_long_context: str
+    cached_prompt_token_price_long_context: str
+    completion_token_price_long_context: str
+    long_context_threshold: str
+    search_price: str
     rps: str
     rpm: str
     tpm: str
