@@ -181,6 +181,8 @@ def test_messages_name_fields_as_this_api_does(managed: Managed) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code", "param"),
     [
+        ("POST", "/v1/billing/teams/{team_id}/billing-info", {"billingInfo": {"name": "x" * 501}}, 400, "invalid_value", "billingInfo.name"),
+        ("POST", "/v1/billing/teams/{team_id}/billing-info", {"billingInfo": {"address": {"city": "a\nb"}}}, 400, "invalid_value", "billingInfo.address.city"),
         ("GET", "/auth/teams/{team_id}/api-keys?paginationToken=x", None, 400, "invalid_value", "paginationToken"),
         ("GET", "/auth/teams/{team_id}/api-keys?paginationToken=-1.x", None, 400, "invalid_value", "paginationToken"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": ""}, 400, "invalid_name", "name"),
@@ -240,6 +242,14 @@ def test_an_overlap_has_a_bound(managed: Managed) -> None:
     body = {"oldSecretExpireTime": late}
     path = f"/auth/api-keys/{key_id}/rotate"
     assert managed.refused("POST", path, body) == (400, "out_of_range", "oldSecretExpireTime")
+
+
+def test_an_old_secret_that_ends_now_ends_at_once(managed: Managed) -> None:
+    """What is "now" for a client is in the past when its request arrives."""
+    made = managed.make()
+    body = {"oldSecretExpireTime": (datetime.now(UTC) - timedelta(seconds=2)).isoformat()}
+    managed.ok("POST", f"/auth/api-keys/{made['apiKeyId']}/rotate", body, answers="ApiKey")
+    assert until_refused(lambda: managed.chat(made["apiKey"]))[0] == 401
 
 
 def test_each_kind_of_key_has_its_own_door(managed: Managed) -> None:
@@ -494,6 +504,26 @@ def test_the_models_of_a_team_have_the_teams_prices(managed: Managed) -> None:
     )
     assert (own["longContextThreshold"], own["completionTokenPriceLongContext"]) == ("200000", "60000")
     assert of_grok_4() == listed
+
+
+def test_lists_of_models_have_the_prices_of_who_asks(managed: Managed) -> None:
+    """So that a client that reckons with them comes to what it is charged."""
+    managed.server.command("teams", "create", "--name", "cheap")
+    key = managed.server.command("keys", "create", "--name", "c", "--team", "cheap")["key"]
+    managed.server.command("prices", "set", "--team", "cheap", "--discount", "50")
+
+    def input_prices() -> set[int]:
+        one = managed.server.request("GET", "/v1/models/grok-4", key=key)[2]
+        listed = managed.server.request("GET", "/v1/language-models", key=key)[2]["models"]
+        return {model["prompt_text_token_price"] for model in (one, *listed) if model["id"] == "grok-4"}
+
+    until = time.monotonic() + 60
+    while input_prices() != {15_000}:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    usage = managed("POST", "/v1/chat/completions", CHAT, key=key)[1]["usage"]
+    assert usage["cost_in_usd_ticks"] == usage["prompt_tokens"] * 15_000 + usage["completion_tokens"] * 75_000
+    assert managed.server.request("GET", "/v1/models/grok-4")[2]["prompt_text_token_price"] == 30_000
 
 
 def test_invoices_add_up_and_are_paid_when_they_are(managed: Managed) -> None:

@@ -22,6 +22,8 @@ ChangeKind: TypeAlias = Literal["purchase", "spend", "refund", "manual"]
 KINDS: Final[dict[str, ChangeKind]] = {"purchase": "purchase", "refund": "refund"}
 CHANGES_MAX: Final = 1_000
 SPENT_MONTHS: Final = 24
+INFO_CHARS_MAX: Final = 500
+"""Of each text of what invoices are addressed to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +163,9 @@ def info(conn: Connection, actor: Actor, team_id: str) -> dict[str, Any]:
 
 
 def set_info(conn: Connection, actor: Actor, team_id: str, info: Mapping[str, Any], *, now_us: int) -> None:
-    """Replaces what invoices are addressed to. Raises `NotAllowed`, `NotFound`."""
+    """Replaces what invoices are addressed to. Raises `NotAllowed`, `NotFound`, `BadRequest` naming what is no address."""
     _allow(conn, actor, "SetBillingInfo", team_id)
+    _check_info(info, "billingInfo")
     teams.locked(conn, team_id)
     found = conn.scalar(sa.select(billing_info.c.info).where(billing_info.c.team_id == team_id))
     upsert(conn, billing_info, {"team_id": team_id}, {"info": json.dumps(dict(info)), "modified_us": now_us})
@@ -178,6 +181,19 @@ def set_info(conn: Connection, actor: Actor, team_id: str, info: Mapping[str, An
         after=dict(info),
         now_us=now_us,
     )
+
+
+def _check_info(info: Mapping[str, Any], where: str) -> None:
+    """Each text is on a line of its own, and the audit log keeps all that ever were."""
+    for name, value in info.items():
+        if isinstance(value, Mapping):
+            _check_info(value, f"{where}.{name}")
+        elif len(value) > INFO_CHARS_MAX or not value.isprintable():
+            raise BadRequest(
+                f"`{where}.{name}` has at most {INFO_CHARS_MAX} characters, all printable.",
+                param=f"{where}.{name}",
+                code="invalid_value",
+            )
 
 
 def _allow(conn: Connection, actor: Actor, call: str, team_id: str) -> None:

@@ -89,7 +89,7 @@ def _print(acts: list[Act]) -> None:
                 when(act.created_us),
                 act.actor_name or short(act.actor_id),
                 act.action,
-                short(act.resource_id),
+                short(act.resource_id) if act.resource == "key" else act.resource_id,
                 _change(act),
                 act.address or "",
             )

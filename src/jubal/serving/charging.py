@@ -58,6 +58,11 @@ class Charging:
         price = model.price if found is None else found.priced(model.price)
         return price if own is None else own.on(model.name, price)
 
+    def priced(self, caller: Caller, model: Model) -> Model:
+        """A model with the price that it has for this caller, to be shown."""
+        price = self.price_of_team(caller.tier, caller.prices, model)
+        return model if price is model.price else replace(model, price=price)
+
     def terms(self, caller: Caller) -> Terms | None:
         """How far the caller's team may go; None: any way. Raises `NotAllowed`."""
         return self._tiers.of(caller).terms(caller.prepaid)

@@ -290,7 +290,8 @@ class Management(Routes):
             admin_keys.rotate,
             who,
             key_id,
-            overlap_us=OVERLAP_US if until_us is None else until_us - now_us,
+            # "now" of a client is in the past here: it means that the old secret stops at once
+            overlap_us=OVERLAP_US if until_us is None else max(0, until_us - now_us),
             expires_us=_moment(asked.expire_time, "expireTime"),
             now_us=now_us,
         )
