@@ -64,3 +64,16 @@ def test_the_audit_log_says_how_much(cli: Cli) -> None:
     shown = cli("audit").stdout
     assert "note: order 7, ticks: 50000000000" in shown
     assert "input: 10000" in shown
+
+
+def test_invoices_tell_what_is_not_paid_yet(cli: Cli) -> None:
+    team = cli.json("teams", "show", "default")["id"]
+    with Store.open(f"sqlite:///{cli.home}/jubal.db") as store:
+        store.transact(usage.record, [usage_row("a", team_id=team, cost_in_usd_ticks=70_000_000_000)])
+    cli("credits", "pay", "--team", "default", "--usd", "3")
+    [month] = [one for one in cli.json("invoices", "list", "--team", "default") if one["total_ticks"]]
+    assert (month["due_usd"], month["open_usd"]) == ("7.00", "4.00")
+    shown = next(
+        line for line in cli("invoices", "list", "--team", "default").stdout.splitlines() if month["month"] in line
+    )
+    assert shown.split()[1:] == ["1", "7.00", "7.00", "4.00"]

@@ -207,8 +207,8 @@ def standing(conn: Connection, team_id: str, *, now_us: int, monthly_grant: int 
 # --------------------------------------------------------------------------------------------------------- reconciling
 
 
-def charge_missing(conn: Connection, *, limit: int = 100_000) -> int:
-    """Charges usage rows that were not, and returns how many: a gateway of a release without the ledger wrote them meanwhile."""
+def charge_missing(conn: Connection, *, limit: int = 10_000) -> int:
+    """Charges up to `limit` usage rows that were not, and returns how many: a gateway of a release without the ledger wrote them."""
     posted = sa.exists().where(transfers.c.id == usage.c.request_id)
     rows = conn.execute(
         sa.select(usage.c.request_id, usage.c.team_id, usage.c.cost_in_usd_ticks, usage.c.created_us)
