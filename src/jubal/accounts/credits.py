@@ -208,7 +208,7 @@ def standing(conn: Connection, team_id: str, *, now_us: int, monthly_grant: int 
 
 
 def charge_missing(conn: Connection, *, limit: int = 10_000) -> int:
-    """Charges up to `limit` usage rows that were not, and returns how many: a gateway of a release without the ledger wrote them."""
+    """Charges up to `limit` usage rows that were not, and returns how many: a gateway of before the ledger wrote them."""
     posted = sa.exists().where(transfers.c.id == usage.c.request_id)
     rows = conn.execute(
         sa.select(usage.c.request_id, usage.c.team_id, usage.c.cost_in_usd_ticks, usage.c.created_us)
