@@ -197,6 +197,12 @@ def test_the_environment_names_a_file_too_and_an_argument_wins(tmp_path: Path) -
         ("[tools.x_search]\nprovider = 'x-api'\npath = 'x'\n", "tools.x_search.path", "provider `x-api`"),
         ("[tools.x_search]\nprovider = 'x-api'\nbase_url = 'ftp://x'\n", "tools.x_search.base_url", "ftp://x"),
         ("[tools.x_search]\nprovider = 'x-api'\nreads_max = 1\n", "tools.x_search.reads_max", ">= 10"),
+        ('[models."grok-4"]\nprice = { input = inf }\n', "models.grok-4.price.input", "<= 1000000"),
+        ('[models."grok-4"]\nprice = { output = nan }\n', "models.grok-4.price.output", ">= 0"),
+        ("[tiers.beta]\nmonthly_credit_usd = inf\n", "tiers.beta.monthly_credit_usd", "<= 400000000"),
+        ("[tiers.beta]\npostpaid_cap_usd = 1e300\n", "tiers.beta.postpaid_cap_usd", "<= 400000000"),
+        ("[tiers.beta]\nrequest_usd = 1e7\n", "tiers.beta.request_usd", "<= 1000000"),
+        ("[tiers.beta]\ntpm = 9007199254740992\n", "tiers.beta.tpm", "9007199254740991"),
         ("[tiers.beta]\nrpm = 0\n", "tiers.beta.rpm", ">= 1"),
         ("[usage]\nretention_days = 0\n", "usage.retention_days", ">= 1"),
         ("[server]\nwrong_key_delay_s = 61\n", "server.wrong_key_delay_s", "<= 60"),
@@ -282,6 +288,12 @@ def test_a_host_that_is_none(tmp_path: Path, table: str) -> None:
         config.ConfigError, match=rf"jubal\.toml: {table}\.allow_private_hosts: expected .* `http://x/`"
     ):
         build(load(tmp_path, f'[{table}]\nallow_private_hosts = ["http://x/"]\n'))
+
+
+def test_a_price_of_what_is_no_tool(tmp_path: Path) -> None:
+    settings = load(tmp_path, '[models."grok-4"]\nprice = { input = 3, tools = { web_serach = 0.01 } }\n')
+    with pytest.raises(config.ConfigError, match=r'models\."grok-4"\.price\.tools: .* `web_serach`.* web_search'):
+        catalogue.build(settings)
 
 
 def test_the_seeds_models_and_prices() -> None:

@@ -460,6 +460,8 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     images = Images(image_fetcher(settings))
     credit = Credit(store)
     tiers = Tiers.configured(settings.tiers)
+    for tier, count in store.read(tiers.missing).items():
+        log.warning("teams are of a tier that is not configured, and are refused", tier=tier, teams=count)
     limiter = make_limiter(settings)
     scopes = make_scopes(settings, tiers)
     pipeline = Pipeline(

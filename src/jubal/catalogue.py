@@ -6,7 +6,7 @@ from typing import Final
 
 from jubal import config
 from jubal.core.model import Catalogue, Model
-from jubal.core.money import FREE, LongContext, Price, ticks_of_usd, ticks_per_token
+from jubal.core.money import FREE, TOOL_FEES, LongContext, Price, ticks_of_usd, ticks_per_token
 
 LOCAL: Final = "local"
 """The embedded engine, which is there without being configured."""
@@ -157,7 +157,7 @@ def _changed(base: Model | None, name: str, changed: config.Model) -> Model:
         reasoning=base.reasoning if changed.reasoning is None else changed.reasoning,
         effort=base.effort,
         fallback=base.fallback if changed.fallback is None else changed.fallback,
-        price=base.price if changed.price is None else _price(changed.price),
+        price=base.price if changed.price is None else _price(name, changed.price),
         created=base.created,
         owned_by=base.owned_by if base.created else "jubal",
         deprecated=base.deprecated,
@@ -165,7 +165,13 @@ def _changed(base: Model | None, name: str, changed: config.Model) -> Model:
     )
 
 
-def _price(price: config.ModelPrice) -> Price:
+def _price(model: str, price: config.ModelPrice) -> Price:
+    """Raises `ConfigError` for a price of what is no tool: it would be asked of nobody."""
+    for tool in price.tools or {}:
+        if tool not in dict(TOOL_FEES):
+            raise config.ConfigError(
+                f'models."{model}".price.tools: there is no tool `{tool}` that has a price. Tools: {", ".join(dict(TOOL_FEES))}.'
+            )
     long = price.long_context
     return Price(
         ticks_per_token(price.input),

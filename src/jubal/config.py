@@ -18,8 +18,13 @@ from msgspec import Meta
 Port = Annotated[int, Meta(ge=0, le=65535)]
 GRPC_PORT = 50051
 Seconds = Annotated[float, Meta(ge=0)]
-Usd = Annotated[float, Meta(ge=0)]
+Usd = Annotated[float, Meta(ge=0, le=1_000_000)]
+"""Of one request or call, or of a million tokens."""
+Credit = Annotated[float, Meta(ge=0, le=400_000_000)]
+"""USD of a team. An account of the ledger holds some more (accounts/ledger.py)."""
 Positive = Annotated[int, Meta(ge=1)]
+Rate = Annotated[int, Meta(ge=1, lt=2**53)]
+"""Requests or tokens in a time; as far as every counter and every client can tell numbers exactly."""
 
 
 class ConfigError(Exception):
@@ -197,9 +202,9 @@ class Model(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fallback: tuple[str, ...] | None = None
     price: ModelPrice | None = None
     kind: Literal["language", "embedding"] = "language"
-    rps: Positive | None = None
-    rpm: Positive | None = None
-    tpm: Positive | None = None
+    rps: Rate | None = None
+    rpm: Rate | None = None
+    tpm: Rate | None = None
 
 
 class WebSearch(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -266,12 +271,12 @@ class Tier(_Table, frozen=True, forbid_unknown_fields=True, kw_only=True):
     answer_tokens_max: the longest answer where the caller sets no bound and its cost has to be held.
     """
 
-    monthly_credit_usd: Usd | None = None
-    postpaid_cap_usd: Usd | None = None
+    monthly_credit_usd: Credit | None = None
+    postpaid_cap_usd: Credit | None = None
     request_usd: Usd | None = None
-    rps: Positive | None = None
-    rpm: Positive | None = None
-    tpm: Positive | None = None
+    rps: Rate | None = None
+    rpm: Rate | None = None
+    tpm: Rate | None = None
     answer_tokens_max: Positive = 8192
 
 

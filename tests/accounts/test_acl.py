@@ -109,3 +109,10 @@ def test_an_acl_only_narrows(values: list[str], endpoint: str, model: str) -> No
     assert acl.allows_model(model) is (model in values)
     assert wider.allows_endpoint(endpoint)
     assert wider.allows_model(model)
+
+
+@pytest.mark.parametrize("name", ["grok-*", "*-fast", "grok-*-fast", "**"])
+def test_a_pattern_is_refused_and_not_taken_for_a_name(name: str) -> None:
+    """A key with it could do nothing, and nobody would be told why."""
+    with pytest.raises(BadRequest, match="would open no model"):
+        check_new(["api-key:endpoint:*", f"api-key:model:{name}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -421,3 +422,29 @@ def migrate(conn: Connection, revision: str) -> None:
     config = Config(attributes={"connection": conn})
     config.set_main_option("script_location", str(Path(ledger.__file__).parent / "migrations"))
     command.downgrade(config, revision)
+
+
+# ---------------------------------------------------------------------------------------------------------- beside writers
+
+
+def test_when_retention_took_every_row_the_books_are_still_in_order(store: Store) -> None:
+    """A team that was quiet for as long as rows are kept: there is no oldest row to compare from."""
+    store.transact(usage.record, [row("old", 30, NOW_US - 2 * DAY_US), row("free", 0, NOW_US - 2 * DAY_US)])
+    assert store.transact(usage.delete_before, NOW_US) == 2
+    in_order(store)
+
+
+def test_what_is_read_together_is_of_one_moment(store: Store) -> None:
+    """Between two statements of `reconcile` a gateway charges a request; it must be seen by both or by none."""
+
+    def look(conn: Connection) -> tuple[int, int]:
+        before = ledger.sums(conn, "team", 0, 2**62)
+        with ThreadPoolExecutor(1) as gateway:
+            gateway.submit(store.transact, usage.record, [row("meanwhile", 7)]).result(30)
+        after = ledger.sums(conn, "team", 0, 2**62)
+        return sum(before.values()), sum(after.values())
+
+    store.transact(usage.record, [row("first", 30)])
+    assert store.read(look) == (30, 30)
+    assert balance(store).revenue == 37
+    in_order(store)

@@ -341,3 +341,39 @@ def test_priority_doubles_all_but_the_fees_of_tools() -> None:
         assert more._replace(tools=0) == tuple(2 * ticks for ticks in usual._replace(tools=0))
     plain = Price(3, 1, 5)
     assert (plain.for_priority().image, plain.for_priority().reasoning) == (None, None)
+
+
+def test_the_price_of_one_tool_leaves_those_of_the_others(sqlite_store: Store) -> None:
+    own = PriceTerms(tools=(("web_search", 7),), discount=5_000)
+    for listed in (GROK_4, replace(GROK_4, tools=(("x_search", 9), ("web_search", 100)))):
+        price = own.on(listed, 0)
+        assert price.tool_fee("web_search") == 4
+        assert price.tool_fee("x_search") == -(-listed.tool_fee("x_search") // 2)
+        assert price.tool_fee("code_execution") == listed.tool_fee("code_execution") // 2
+
+
+@pytest.mark.parametrize(
+    ("terms", "param"),
+    [
+        (PriceTerms(input=prices.TOKEN_TICKS_MAX + 1), "input"),
+        (PriceTerms(request=prices.EACH_TICKS_MAX + 1), "request"),
+        (PriceTerms(tools=(("web_search", prices.EACH_TICKS_MAX + 1),)), "tools.web_search"),
+        (PriceTerms(tools=(("web_serach", 1),)), "tools"),
+        (PriceTerms(long_context=LongContext(10, 1, -1, 1)), "long_context.cached_input"),
+    ],
+)
+def test_prices_that_no_request_could_be_charged_by(store: Store, terms: PriceTerms, param: str) -> None:
+    """Beyond them the cost of a long request would not fit into the store, and it could be answered to nobody."""
+    team = store.read(teams.default)
+    with pytest.raises(BadRequest) as refused:
+        store.transact(prices.put, team.id, "grok-4", terms, now_us=NOW_US)
+    assert refused.value.param == param
+
+
+def test_the_highest_prices_there_may_be_are_charged(store: Store) -> None:
+    team = store.read(teams.default)
+    highest = PriceTerms(input=prices.TOKEN_TICKS_MAX, output=prices.TOKEN_TICKS_MAX, request=prices.EACH_TICKS_MAX)
+    store.transact(prices.put, team.id, "grok-4", highest, now_us=NOW_US)
+    cost = highest.on(GROK_4, 0).for_priority().cost_ticks(Usage(2_000_000, 2_000_000))
+    store.transact(usage.record, [usage_row("dear", team_id=team.id, cost_in_usd_ticks=cost)])
+    assert store.read(ledger.read, team.id).receivable == -cost

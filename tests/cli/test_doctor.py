@@ -57,6 +57,14 @@ def test_a_store_in_use(cli: Cli, echo_config: str) -> None:
     assert [team["name"] for team in cli.json("teams", "list")] == ["default"], "what it wrote is taken back"
 
 
+def test_a_tier_that_was_taken_out_of_the_configuration(cli: Cli, echo_config: str, tmp_path: Path) -> None:
+    with_tier = tmp_path / "gold.toml"
+    with_tier.write_text("[tiers.gold]\nrpm = 5\n")
+    cli("teams", "create", "--name", "g", "--tier", "gold", "--config", str(with_tier))
+    found = checks(cli, "--config", echo_config)[1]["store"]
+    assert (found["status"], "`gold` (1)" in found["detail"]) == ("warn", True)
+
+
 def test_in_a_home_that_is_a_file_no_store_is_made(cli: Cli) -> None:
     """The home failed, and the store was fine «will be made»."""
     cli.home.parent.mkdir(exist_ok=True)

@@ -37,6 +37,9 @@ def test_help_lists_the_commands(cli: Cli) -> None:
         ["serve", "--port", "70000"],
         ["serve", "--port", "many"],
         ["usage", "--limit", "0"],
+        ["usage", "--limit", "99999999999999999999"],
+        ["audit", "--limit", "99999999999999999999"],
+        ["credits", "history", "--team", "default", "--limit", "99999999999999999999"],
     ],
 )
 def test_wrong_flags(cli: Cli, args: list[str]) -> None:
@@ -182,3 +185,13 @@ def test_a_fault_of_ours_shows_no_locals(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.endswith("RuntimeError: a bug\n")
     assert "xai-secret" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_name_that_the_output_can_not_say(tmp_path: Path, encoding: str) -> None:
+    """As on a server whose locale is C, or where output goes through an old pipe."""
+    jubal("teams", "create", "--name", "研究部", home=tmp_path)
+    done = jubal("teams", "list", home=tmp_path, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u7814\u7a76\u90e8" in done.stdout
+    assert "default" in done.stdout

@@ -6,6 +6,10 @@ import re
 
 import pytest
 
+from jubal.accounts import usage
+from jubal.accounts.store import Store
+from jubal.cli.usage import PARTS
+from tests.accounts.conftest import usage_row
 from tests.cli.conftest import Cli
 from tests.server import Server
 
@@ -95,6 +99,22 @@ def test_export(used: Cli) -> None:
     table = list(csv.DictReader(used("usage", "export", "--format", "csv").stdout.splitlines()))
     assert [row["request_id"] for row in table] == [row["request_id"] for row in rows]
     assert used("usage", "export", "--since", "2199-01-01").stdout == ""
+
+
+def test_what_a_request_cost_is_told_in_parts(cli: Cli) -> None:
+    """Each adds up to its cost, tools included, so that an export can be compared with an invoice."""
+    parts = dict.fromkeys(PARTS, 10) | {"tools": '{"web_search": [2, 100], "mcp": [1, 0]}', "cost_in_usd_ticks": 150}
+    cli("teams", "list")
+    with Store.open(f"sqlite:///{cli.home}/jubal.db") as store:
+        store.transact(usage.record, [usage_row("new", **parts), usage_row("old release")])
+    new, old = cli.json("usage")
+    assert new["tool_calls"] == 3
+    assert new["tools"] == {"web_search": {"calls": 2, "ticks": 100}, "mcp": {"calls": 1, "ticks": 0}}
+    assert sum(new[part] for part in PARTS) + 100 == new["cost_in_usd_ticks"]
+    assert (old["tool_calls"], old["tools"], old["input_ticks"]) == (0, {}, None)
+    table = list(csv.DictReader(cli("usage", "export", "--format", "csv").stdout.splitlines()))
+    assert [json.loads(row["tools"]) for row in table] == [new["tools"], {}]
+    assert [row["input_ticks"] for row in table] == ["10", ""]
 
 
 def test_recount(used: Cli) -> None:

@@ -194,6 +194,26 @@ def test_tiers(server: Server) -> None:
     in_order(server)
 
 
+def test_a_tier_that_was_renamed_while_teams_have_it(tmp_path: Path) -> None:
+    """They are refused, and say why; whoever runs the server is told at its start."""
+    home = tmp_path / "home"
+    with running(home, config=ECHO + MORE) as server:
+        team, key = make_team(server, "--tier", "capped")
+        assert ask(server, key)[0] == 200
+    with running(home, config=ECHO + MORE.replace("tiers.capped", "tiers.renamed")) as server:
+        status, _, body = ask(server, key)
+        assert (status, body["error"]["code"]) == (403, "tier_unknown")
+        assert "teams are of a tier that is not configured" in server.log.read_text()
+        assert "capped" in server.log.read_text()
+        assert show(server, team)["available_ticks"] == 0
+        server.command("teams", "set-tier", team, "renamed")
+        until = time.monotonic() + 30
+        while ask(server, key)[0] == 403:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        in_order(server)
+
+
 def test_a_deferred_answer_is_checked_at_once_and_charged_once(server: Server) -> None:
     team, key = make_team(server, "--prepaid")
     assert ask(server, key, deferred=True)[0] == 429

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from jubal.accounts import tables
+from jubal import config
+from jubal.accounts import ledger, tables, usage
 from jubal.accounts.store import Store
 from jubal.wire.management import OPERATIONS
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401
+from tests.accounts.conftest import postgres, postgres_url, usage_row  # noqa: F401
 from tests.openapi_schemas import Described
 from tests.server import ECHO, Server, jubal, running
 
@@ -33,6 +34,8 @@ class Managed:
         self.key_id: str = made["id"]
         self.team: str = made["team_id"]
         self.described = described
+        self.where: dict[str, Any] = {"home": server.home, "JUBAL_CONFIG": str(server.config)}
+        self.store_url = config.load(server.config, {"JUBAL_HOME": str(server.home)}).store_url
 
     def __call__(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
         status, headers, answer = self.server.request(
@@ -142,9 +145,46 @@ def test_pages_and_filters(managed: Managed) -> None:
     assert managed.key_id not in [key["apiKeyId"] for key in everything], "management keys are not among them"
 
 
+def test_pages_go_on_where_keys_are_deleted_meanwhile(managed: Managed) -> None:
+    """Whoever cleans up deletes each page before it asks for the next one."""
+    acl = "api-key:model:to-be-deleted"
+    ids = [managed.make(name=f"d{n}", acls=[acl])["apiKeyId"] for n in range(5)]
+    path = "/auth/teams/{team_id}/api-keys?pageSize=2&aclFilters=" + acl
+    seen, token = [], ""
+    for _ in range(3):
+        page = managed.ok("GET", path + token, answers="ApiKeyList")
+        for key in page["apiKeys"]:
+            managed.ok("DELETE", f"/auth/api-keys/{key['apiKeyId']}", answers="Nothing")
+            seen.append(key["apiKeyId"])
+        token = f"&paginationToken={page.get('paginationToken')}"
+    assert seen == ids
+    assert "paginationToken" not in page
+
+
+@pytest.mark.parametrize("path", ["/v1/api-key", "/v1/me", "/auth/management-keys/validation"])
+def test_a_key_that_was_deleted_just_now_is_no_key(managed: Managed, path: str) -> None:
+    """Within the two seconds in which a gateway may still know it."""
+    kind = ["--management"] if "management" in path else []
+    made = managed.server.command("keys", "create", "--name", "gone", *kind)
+    assert managed.server.request("GET", path, key=made["key"])[0] == 200
+    managed.server.command("keys", "delete", made["id"], "--yes")
+    status, _, body = managed.server.request("GET", path, key=made["key"])
+    assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_messages_name_fields_as_this_api_does(managed: Managed) -> None:
+    status, body = managed("POST", "/auth/teams/{team_id}/api-keys", {"name": "x", "qpm": -1})
+    assert (status, body["error"]["param"]) == (400, "qpm")
+    assert body["error"]["message"].startswith("qpm must be at least 1")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code", "param"),
     [
+        ("POST", "/v1/billing/teams/{team_id}/billing-info", {"billingInfo": {"name": "x" * 501}}, 400, "invalid_value", "billingInfo.name"),
+        ("POST", "/v1/billing/teams/{team_id}/billing-info", {"billingInfo": {"address": {"city": "a\nb"}}}, 400, "invalid_value", "billingInfo.address.city"),
+        ("GET", "/auth/teams/{team_id}/api-keys?paginationToken=x", None, 400, "invalid_value", "paginationToken"),
+        ("GET", "/auth/teams/{team_id}/api-keys?paginationToken=-1.x", None, 400, "invalid_value", "paginationToken"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": ""}, 400, "invalid_name", "name"),
         ("POST", "/auth/teams/{team_id}/api-keys", {}, 422, "missing_field", "name"),
         ("POST", "/auth/teams/{team_id}/api-keys", {"name": 3}, 422, "invalid_type", "name"),
@@ -202,6 +242,14 @@ def test_an_overlap_has_a_bound(managed: Managed) -> None:
     body = {"oldSecretExpireTime": late}
     path = f"/auth/api-keys/{key_id}/rotate"
     assert managed.refused("POST", path, body) == (400, "out_of_range", "oldSecretExpireTime")
+
+
+def test_an_old_secret_that_ends_now_ends_at_once(managed: Managed) -> None:
+    """What is "now" for a client is in the past when its request arrives."""
+    made = managed.make()
+    body = {"oldSecretExpireTime": (datetime.now(UTC) - timedelta(seconds=2)).isoformat()}
+    managed.ok("POST", f"/auth/api-keys/{made['apiKeyId']}/rotate", body, answers="ApiKey")
+    assert until_refused(lambda: managed.chat(made["apiKey"]))[0] == 401
 
 
 def test_each_kind_of_key_has_its_own_door(managed: Managed) -> None:
@@ -428,6 +476,84 @@ def test_billing_info_is_kept(managed: Managed) -> None:
         "Paris",
         "75001",
     )
+
+
+def test_the_models_of_a_team_have_the_teams_prices(managed: Managed) -> None:
+    def of_grok_4() -> dict[str, Any]:
+        [cluster] = managed.ok("GET", "/auth/teams/{team_id}/models", answers="ClusterConfigs")["clusterConfigs"]
+        [found] = [one for one in cluster["languageModels"] if one["name"] == "grok-4"]
+        return dict(found)
+
+    listed = of_grok_4()
+    assert (listed["promptTextTokenPrice"], listed["longContextThreshold"], listed["searchPrice"]) == (
+        "30000",
+        "0",
+        "500",
+    )
+    flags = ["--input", "1", "--long-context", "200000=4,1,12", "--tool", "web_search=0.01", "--discount", "50"]
+    managed.server.command("prices", "set", "--team", managed.team, "--model", "grok-4", *flags)
+    try:
+        own = of_grok_4()
+    finally:
+        done = jubal("prices", "rm", "--team", managed.team, "--model", "grok-4", **managed.where)
+    assert done.returncode == 0
+    assert (own["promptTextTokenPrice"], own["completionTextTokenPrice"], own["searchPrice"]) == (
+        "5000",
+        "75000",
+        "500",
+    )
+    assert (own["longContextThreshold"], own["completionTokenPriceLongContext"]) == ("200000", "60000")
+    assert of_grok_4() == listed
+
+
+def test_lists_of_models_have_the_prices_of_who_asks(managed: Managed) -> None:
+    """So that a client that reckons with them comes to what it is charged."""
+    managed.server.command("teams", "create", "--name", "cheap")
+    key = managed.server.command("keys", "create", "--name", "c", "--team", "cheap")["key"]
+    managed.server.command("prices", "set", "--team", "cheap", "--discount", "50")
+
+    def input_prices() -> set[int]:
+        one = managed.server.request("GET", "/v1/models/grok-4", key=key)[2]
+        listed = managed.server.request("GET", "/v1/language-models", key=key)[2]["models"]
+        return {model["prompt_text_token_price"] for model in (one, *listed) if model["id"] == "grok-4"}
+
+    until = time.monotonic() + 60
+    while input_prices() != {15_000}:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    usage = managed("POST", "/v1/chat/completions", CHAT, key=key)[1]["usage"]
+    assert usage["cost_in_usd_ticks"] == usage["prompt_tokens"] * 15_000 + usage["completion_tokens"] * 75_000
+    assert managed.server.request("GET", "/v1/models/grok-4")[2]["prompt_text_token_price"] == 30_000
+
+
+def test_invoices_add_up_and_are_paid_when_they_are(managed: Managed) -> None:
+    """Of a month that is over; each line is less than a cent, and all of them are more than one."""
+    team = managed.server.command("teams", "create", "--name", "billed")["id"]
+    boss = managed.server.command("keys", "create", "--name", "b", "--management", "--team", "billed")["key"]
+    parts = dict.fromkeys(("input_ticks", "output_ticks", "reasoning_ticks"), 40_000_000)
+    parts |= dict.fromkeys(("prompt_tokens", "completion_tokens", "reasoning_tokens"), 4)
+    month_us = ledger.first_us(202601)
+    rows = [
+        usage_row(f"{team}/{model}", team_id=team, model=model, created_us=month_us, cost_in_usd_ticks=120_000_000)
+        for model in ("one", "two")
+    ]
+    with Store.open(managed.store_url) as store:
+        store.transact(usage.record, [row._replace(**parts) for row in rows])
+
+    def invoice() -> dict[str, Any]:
+        status, _, body = managed.server.request("GET", f"/v1/billing/teams/{team}/invoices", key=boss)
+        assert status == 200, body
+        [found] = body["invoices"]
+        return dict(found)
+
+    found = invoice()
+    assert len(found["lines"]) == 6
+    assert sum(int(line["amount"]) for line in found["lines"]) == int(found["subtotal"]) == 2
+    assert found["invoiceStatus"] == "PENDING"
+    managed.server.command("credits", "pay", "--team", "billed", "--usd", "0.01")
+    assert invoice()["invoiceStatus"] == "PENDING"
+    managed.server.command("credits", "pay", "--team", "billed", "--usd", "0.014")
+    assert invoice()["invoiceStatus"] == "PAID"
 
 
 def test_what_acls_may_name(managed: Managed) -> None:

@@ -113,12 +113,17 @@ class Acl:
 
 
 def check_new(acls: Iterable[str]) -> None:
-    """Raises `BadRequest` naming the first string that is not an ACL, or is one for an endpoint that nobody has."""
+    """Raises `BadRequest` naming the first string that is not an ACL, or is one for an endpoint that nobody has, or a pattern."""
     for text in acls:
         namespace, value = split(text)
         if namespace == "endpoint" and value != "*" and value not in ENDPOINTS:
             raise BadRequest(
                 f"`{text[:200]}` names no endpoint. There are {', '.join(ENDPOINTS)}, and * for any.", param="acls"
+            )
+        if namespace == "model" and "*" in value and value != "*":
+            raise BadRequest(
+                f"`{text[:200]}` would open no model: * stands for any model, and not for a part of a name.",
+                param="acls",
             )
 
 

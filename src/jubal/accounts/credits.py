@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import ledger
+from jubal.accounts import ledger, rollups
 from jubal.accounts.ledger import Balance, Mismatch, Transfer, Used
 from jubal.accounts.tables import balances, reserves, transfers, usage
 from jubal.core.errors import BadRequest
@@ -157,6 +157,13 @@ def add(
 
     Raises `BadRequest` for an amount that is none, and for an id that is another transfer's.
     """
+    return add_once(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note, id=id)[0]
+
+
+def add_once(
+    conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None, id: str | None = None
+) -> tuple[Transfer, bool]:
+    """As `add`, and whether this call made it."""
     if id is not None and (not 0 < len(id) <= ID_CHARS_MAX or id.startswith(OWN_IDS)):
         raise BadRequest(
             f"The id of a payment has 1 to {ID_CHARS_MAX} characters, and does not begin with {' or '.join(OWN_IDS)}.",
@@ -164,11 +171,11 @@ def add(
         )
     paid = Transfer(id or f"purchase:{uuid.uuid4()}", team_id, "cash", "prepaid", ticks, "purchase", now_us, note)
     if ledger.post(conn, paid):
-        return paid
+        return paid, True
     found = ledger.find(conn, paid.id)
     if found is None or (found.team_id, found.kind, found.ticks) != (team_id, "purchase", ticks):
         raise BadRequest(f"The id `{paid.id}` is that of another payment already.", param="id", code="id_taken")
-    return found
+    return found, False
 
 
 def pay(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:
@@ -200,8 +207,8 @@ def standing(conn: Connection, team_id: str, *, now_us: int, monthly_grant: int 
 # --------------------------------------------------------------------------------------------------------- reconciling
 
 
-def charge_missing(conn: Connection, *, limit: int = 100_000) -> int:
-    """Charges usage rows that were not, and returns how many: a gateway of a release without the ledger wrote them meanwhile."""
+def charge_missing(conn: Connection, *, limit: int = 10_000) -> int:
+    """Charges up to `limit` usage rows that were not, and returns how many: a gateway of before the ledger wrote them."""
     posted = sa.exists().where(transfers.c.id == usage.c.request_id)
     rows = conn.execute(
         sa.select(usage.c.request_id, usage.c.team_id, usage.c.cost_in_usd_ticks, usage.c.created_us)
@@ -216,17 +223,19 @@ def charge_missing(conn: Connection, *, limit: int = 100_000) -> int:
 def reconcile(conn: Connection, now_us: int) -> list[Mismatch]:
     """Everything that the books, the usage rows and the reserves do not agree on; nothing is the right answer. Only reads.
 
-    Usage rows may be deleted after a while, the ledger never is: what is older than the oldest row is not compared.
+    Usage rows may be deleted after a while, the ledger never is: what is older than the oldest row is not compared, nor what
+    retention got to. Belongs into `Store.read`, whose statements all see the same moment.
     """
     return [*ledger.mismatches(conn), *_of_usage(conn), *_of_months(conn), *_of_reserves(conn, now_us)]
 
 
 def _of_usage(conn: Connection) -> Iterable[Mismatch]:
-    since_us = conn.scalar(sa.select(sa.func.min(usage.c.created_us))) or 0
+    deleted_us = rollups.deleted_before(conn)
+    since_us = max(deleted_us, conn.scalar(sa.select(sa.func.min(usage.c.created_us))) or 0)
     charged = _by_team(
         conn, transfers.c.team_id, transfers.c.ticks, transfers.c.kind == "usage", transfers.c.created_us >= since_us
     )
-    cost = _by_team(conn, usage.c.team_id, usage.c.cost_in_usd_ticks)
+    cost = _by_team(conn, usage.c.team_id, usage.c.cost_in_usd_ticks, usage.c.created_us >= since_us)
     for team_id in sorted(charged.keys() | cost.keys()):
         expected, found = cost.get(team_id, 0), charged.get(team_id, 0)
         if expected != found:

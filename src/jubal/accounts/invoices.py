@@ -6,33 +6,27 @@ import csv
 import html
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import ledger, teams
-from jubal.accounts.tables import transfers, usage
+from jubal.accounts import itemised, ledger, teams
+from jubal.accounts.itemised import Line
+from jubal.accounts.tables import billing_info, transfers, usage
 from jubal.core.errors import BadRequest
 from jubal.core.money import exact_usd
 
 TOKEN_KINDS: Final[tuple[tuple[str, sa.ColumnElement[int], sa.Column[int]], ...]] = (
-    ("input tokens", usage.c.prompt_tokens - sa.func.coalesce(usage.c.cached_tokens, 0), usage.c.input_ticks),
-    ("cached input tokens", sa.func.coalesce(usage.c.cached_tokens, 0), usage.c.cached_input_ticks),
-    ("output tokens", usage.c.completion_tokens, usage.c.output_ticks),
-    ("reasoning tokens", usage.c.reasoning_tokens, usage.c.reasoning_ticks),
+    (itemised.INPUT, usage.c.prompt_tokens - sa.func.coalesce(usage.c.cached_tokens, 0), usage.c.input_ticks),
+    (itemised.CACHED, sa.func.coalesce(usage.c.cached_tokens, 0), usage.c.cached_input_ticks),
+    (itemised.OUTPUT, usage.c.completion_tokens, usage.c.output_ticks),
+    (itemised.REASONING, usage.c.reasoning_tokens, usage.c.reasoning_ticks),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """quantity: tokens, requests or calls. ticks: what they cost together; rates may have changed within the month."""
-
-    model: str
-    what: str
-    quantity: int
-    ticks: int
+ORDER: Final = (*(what for what, _, _ in TOKEN_KINDS), itemised.REQUESTS)
+"""Of the lines of a model. Those of tools come after all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +34,7 @@ class Invoice:
     """One team's UTC month. month: as 202611. total: of all lines, and of the ledger's usage.
 
     from_grant, from_prepaid, on_account: how it was paid; the last is due. requests: how many cost something.
+    open: what of the due is not paid yet; payments are for what was due first. billed_to: as the team said (xai-api.md 21.3).
     granted, expired, purchased, refunded, paid: what else moved.
     """
 
@@ -57,6 +52,8 @@ class Invoice:
     purchased: int = 0
     refunded: int = 0
     paid: int = 0
+    open: int = 0
+    billed_to: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -101,9 +98,10 @@ def build(conn: Connection, team_id: str, month: int) -> Invoice:
     team = teams.get(conn, team_id)
     moved = ledger.sums(conn, team_id, ledger.first_us(month), ledger.first_us(ledger.next_month(month)))
     total = sum(ticks for (kind, _), ticks in moved.items() if kind == "usage")
-    lines = [*_token_lines(conn, team_id, month), *_tool_lines(conn, team_id, month)]
+    kept = itemised.kept(conn, team_id, month)
+    lines = _merged([*_token_lines(conn, team_id, month), *_tool_lines(conn, team_id, month), *kept])
     if rest := total - sum(line.ticks for line in lines):
-        # Requests of releases that did not itemise, and those whose usage rows are deleted by now.
+        # Requests of releases that did not itemise, or that deleted usage rows without keeping what they said.
         lines.append(Line("", "requests that are not itemised", 0, rest))
 
     def of(kind: str, debit: str) -> int:
@@ -113,7 +111,7 @@ def build(conn: Connection, team_id: str, month: int) -> Invoice:
         team.id,
         team.name,
         month,
-        _requests(conn, team_id, month),
+        _requests(conn, team_id, month) + sum(line.quantity for line in kept if line.what == itemised.CHARGED),
         tuple(lines),
         total,
         of("usage", "grant"),
@@ -124,7 +122,36 @@ def build(conn: Connection, team_id: str, month: int) -> Invoice:
         of("purchase", "cash"),
         of("refund", "prepaid"),
         of("payment", "cash"),
+        _open(conn, team_id, month, of("usage", "receivable")),
+        _billed_to(conn, team_id),
     )
+
+
+def _open(conn: Connection, team_id: str, month: int, due: int) -> int:
+    """What of a month's due is not paid: what the team owes now, less what came due after that month."""
+    later = ledger.sums(conn, team_id, ledger.first_us(ledger.next_month(month)), ledger.TICKS_MAX)
+    owed = -ledger.read(conn, team_id).receivable - later.get(("usage", "receivable"), 0)
+    return max(0, min(due, owed))
+
+
+def _billed_to(conn: Connection, team_id: str) -> dict[str, Any]:
+    found = conn.scalar(sa.select(billing_info.c.info).where(billing_info.c.team_id == team_id))
+    return {} if found is None else dict(json.loads(found))
+
+
+def _merged(lines: list[Line]) -> list[Line]:
+    """One line for each model and what it gave: tokens by model, then tools by model."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for model, what, quantity, ticks in lines:
+        if what != itemised.CHARGED:
+            before = found.get((model, what), (0, 0))
+            found[model, what] = before[0] + quantity, before[1] + ticks
+
+    def place(one: tuple[str, str]) -> tuple[bool, str, int, str]:
+        model, what = one
+        return (what not in ORDER, model, ORDER.index(what) if what in ORDER else 0, what)
+
+    return [Line(*one, *found[one]) for one in sorted(found, key=place)]
 
 
 def _token_lines(conn: Connection, team_id: str, month: int) -> list[Line]:
@@ -145,8 +172,8 @@ def _token_lines(conn: Connection, team_id: str, month: int) -> list[Line]:
     for model, requests, request_ticks, *rest in conn.execute(query):
         pairs = zip(TOKEN_KINDS, rest[::2], rest[1::2], strict=True)
         lines += [Line(model, what, int(quantity or 0), int(ticks or 0)) for (what, _, _), quantity, ticks in pairs]
-        lines.append(Line(model, "requests", int(requests or 0), int(request_ticks or 0)))
-    return [line for line in lines if line.quantity and (line.ticks or line.what != "requests")]
+        lines.append(Line(model, itemised.REQUESTS, int(requests or 0), int(request_ticks or 0)))
+    return [line for line in lines if line.quantity]
 
 
 def _tool_lines(conn: Connection, team_id: str, month: int) -> list[Line]:
@@ -156,12 +183,11 @@ def _tool_lines(conn: Connection, team_id: str, month: int) -> list[Line]:
         usage.c.cost_in_usd_ticks > 0,
         *_within(usage.c.created_us, month),
     )
-    found: dict[tuple[str, str], tuple[int, int]] = {}
-    for row in conn.execute(query):
-        for tool, (calls, ticks) in json.loads(row.tools).items():
-            before = found.get((row.model, tool), (0, 0))
-            found[row.model, tool] = before[0] + calls, before[1] + ticks
-    return [Line(model, f"{tool} calls", calls, ticks) for (model, tool), (calls, ticks) in sorted(found.items())]
+    return [
+        Line(row.model, itemised.calls_of(tool), calls, ticks)
+        for row in conn.execute(query)
+        for tool, (calls, ticks) in json.loads(row.tools).items()
+    ]
 
 
 def _requests(conn: Connection, team_id: str, month: int) -> int:
@@ -190,11 +216,13 @@ def as_json(invoice: Invoice) -> dict[str, Any]:
         "purchased": invoice.purchased,
         "refunded": invoice.refunded,
         "paid": invoice.paid,
+        "open": invoice.open,
     }
     return {
         "team_id": invoice.team_id,
         "team": invoice.team,
         "month": invoice.name,
+        "billed_to": dict(invoice.billed_to),
         "currency": "USD",
         "requests": invoice.requests,
         "lines": [
@@ -258,14 +286,28 @@ def as_html(invoice: Invoice) -> str:
         ("Free monthly credit", invoice.from_grant),
         ("Prepaid credit", invoice.from_prepaid),
         ("Due", invoice.on_account),
+        ("Not paid yet", invoice.open),
     )
     facts = "".join(f"<dt>{what}</dt><dd>{exact_usd(ticks)} USD</dd>" for what, ticks in paid)
     title = f"Invoice {invoice.name}, {html.escape(invoice.team)}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>\n'
-        f"<body><h1>Invoice {invoice.name}</h1><p>{html.escape(invoice.team)}<br>Team {html.escape(invoice.team_id)}<br>"
+        f"<body><h1>Invoice {invoice.name}</h1>{_address(invoice.billed_to)}<p>{html.escape(invoice.team)}<br>"
+        f"Team {html.escape(invoice.team_id)}<br>"
         f"{invoice.requests:,} requests, in UTC months</p>\n"
         '<table><thead><tr><th>Model</th><th>Description</th><th class="n">Quantity</th><th class="n">USD</th></tr></thead>\n'
         f'<tbody>{rows}</tbody>\n<tfoot><tr><td>Total</td><td></td><td></td><td class="n">{exact_usd(invoice.total)}</td></tr>'
         f"</tfoot></table>\n<h2>Paid from</h2><dl>{facts}</dl></body></html>\n"
     )
+
+
+def _address(billed_to: Mapping[str, Any]) -> str:
+    """Whom the invoice is for, line by line; nothing where nobody said."""
+    place: Mapping[str, str] = billed_to.get("address", {})
+    town = f"{place.get('postalCode', '')} {place.get('city', '')}".strip()
+    parts = [billed_to.get("name", ""), place.get("line1", ""), place.get("line2", ""), town, place.get("state", "")]
+    parts += [place.get("country", ""), billed_to.get("email", "")]
+    if number := billed_to.get("taxNumber", ""):
+        parts.append(f"{billed_to.get('taxIdType', '')} {number}".strip())
+    shown = "<br>".join(html.escape(part) for part in parts if part)
+    return f"<address>{shown}</address>" if shown else ""

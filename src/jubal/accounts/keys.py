@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
@@ -77,6 +77,17 @@ class Key:
     expires_us: int | None
     last_used_us: int | None
     rps: int | None = None
+
+
+class Place(NamedTuple):
+    """Where a key stands in a listing, also when it is deleted by now."""
+
+    created_us: int
+    id: str
+
+    @classmethod
+    def of(cls, key: Key) -> Place:
+        return cls(key.created_us, key.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +166,18 @@ def create(
 
 
 def listing(
-    conn: Connection, team_id: str | None = None, *, limit: int = 1000, after: Key | None = None, **only: bool
+    conn: Connection, team_id: str | None = None, *, limit: int = 1000, after: Place | None = None, **only: bool
 ) -> list[Key]:
     """The oldest `limit` keys, of one team where that is given, oldest first.
 
-    after: only those that come after this one. only: a column and the value that it must have, such as `management=False`.
+    after: only those that come after there. only: a column and the value that it must have, such as `management=False`.
     """
     query = sa.select(*_PUBLIC).order_by(api_keys.c.created_us, api_keys.c.id).limit(limit)
     query = query.where(*(api_keys.c[name] == value for name, value in only.items()))
     if team_id is not None:
         query = query.where(api_keys.c.team_id == team_id)
     if after is not None:
-        query = query.where(sa.tuple_(api_keys.c.created_us, api_keys.c.id) > (after.created_us, after.id))
+        query = query.where(sa.tuple_(api_keys.c.created_us, api_keys.c.id) > after)
     return [_key(row) for row in conn.execute(query).mappings()]
 
 
@@ -442,16 +453,16 @@ class KeyRing:
         Raises `NotIdentified`, `NotAllowed` for a key that must not be used (so), `StoreUnavailable`.
         """
         if not secret.startswith(PREFIX) or len(secret) > SECRET_CHARS_MAX or not secret.isascii():
-            raise _unknown()
+            raise unknown()
         digest = self._digest(secret)
         now = self._clock()
         entry = self._known.get(digest)
         if entry is None or now >= entry.stale_until:
             if self._unknown.get(digest, now) > now:
-                raise _unknown()
+                raise unknown()
             entry = await asyncio.shield(self._look_up(digest))  # others may wait for the same one
             if entry is None:
-                raise _unknown()
+                raise unknown()
         elif now >= entry.fresh_until:
             self._look_up(digest)
         if entry.refusal is not None:
@@ -543,7 +554,8 @@ def _put(cache: dict[bytes, T], digest: bytes, value: T, entries_max: int) -> No
     cache[digest] = value
 
 
-def _unknown() -> NotIdentified:
+def unknown() -> NotIdentified:
+    """What a secret is answered with that is no key's, or no longer."""
     return NotIdentified(
         "Incorrect API key provided. You can obtain an API key with `jubal keys create`.",
         given=True,

@@ -15,12 +15,17 @@ from jubal.accounts.tables import balances, prices
 from jubal.accounts.upserts import upsert
 from jubal.core.errors import BadRequest, NotFound
 from jubal.core.generation import Generation, ImagePart
-from jubal.core.money import BASIS_POINTS, LongContext, Price
+from jubal.core.money import BASIS_POINTS, TICKS_PER_USD, TOOL_FEES, LongContext, Price, exact_usd
 from jubal.core.server_tools import KIND
 
 ANY_MODEL: Final = "*"
 RATES: Final = ("input", "cached_input", "output", "image", "reasoning", "request")
 
+
+TOKEN_TICKS_MAX: Final = TICKS_PER_USD
+"""Of one token: what a million of them cost at twice the rate is still far below what the store's integers hold."""
+EACH_TICKS_MAX: Final = 1_000_000 * TICKS_PER_USD
+"""Of one request, and of one call of a tool."""
 
 # ---------------------------------------------------------------------------------------------------- prices of a team
 
@@ -29,8 +34,8 @@ RATES: Final = ("input", "cached_input", "output", "image", "reasoning", "reques
 class PriceTerms:
     """What a team pays in place of a list price, in ticks. None: the list's.
 
-    discount: hundredths of a percent off every rate. volume: (ticks spent this month, discount) steps; the highest that is
-    reached holds in place of `discount` where it is more.
+    tools: fees of single tools; those of the others are the list's. discount: hundredths of a percent off every rate.
+    volume: (ticks spent this month, discount) steps; the highest that is reached holds in place of `discount` where it is more.
     """
 
     input: int | None = None
@@ -48,7 +53,7 @@ class PriceTerms:
         """The price of a model with this list price, after `spent` ticks this month."""
         own = {name: value for name in RATES if (value := getattr(self, name)) is not None}
         if self.tools is not None:
-            own["tools"] = self.tools
+            own["tools"] = tuple((dict(listed.tool_fees) | dict(self.tools)).items())
         if self.long_context is not None:
             own["long_context"] = self.long_context
         price = replace(listed, **own) if own else listed
@@ -106,16 +111,32 @@ def listing(conn: Connection, team_id: str | None = None) -> list[tuple[str, str
 
 def check(terms: PriceTerms) -> None:
     """Raises `BadRequest` for what is no price."""
-    rates: list[tuple[str, int | None]] = [(name, getattr(terms, name)) for name in RATES]
-    rates += [(f"tools.{tool}", fee) for tool, fee in terms.tools or ()]
-    for name, ticks in rates:
-        if ticks is not None and not 0 <= ticks < 2**53:
-            raise BadRequest(f"The price `{name}` must not be below zero, or be absurdly high.", param=name)
+    for name, ticks, most in _rates(terms):
+        if ticks is not None and not 0 <= ticks <= most:
+            of = "a token" if most == TOKEN_TICKS_MAX else "a request or call"
+            raise BadRequest(f"The price `{name}` must be 0 to {exact_usd(most)} USD of {of}.", param=name)
+    for tool, _ in terms.tools or ():
+        if tool not in dict(TOOL_FEES):
+            raise BadRequest(
+                f"There is no tool `{tool[:100]}` that has a price. There are {', '.join(dict(TOOL_FEES))}.",
+                param="tools",
+            )
     for basis_points in (terms.discount, *(one for _, one in terms.volume)):
         if not 0 <= basis_points <= BASIS_POINTS:
             raise BadRequest("A discount is 0 to 100 percent.", param="discount")
     if any(from_ticks < 0 for from_ticks, _ in terms.volume):
         raise BadRequest("A volume discount begins at 0 USD or more.", param="volume")
+
+
+def _rates(terms: PriceTerms) -> Iterable[tuple[str, int | None, int]]:
+    """Every rate: its name, its ticks, and the most that they may be."""
+    for name in RATES:
+        yield name, getattr(terms, name), EACH_TICKS_MAX if name == "request" else TOKEN_TICKS_MAX
+    for tool, fee in terms.tools or ():
+        yield f"tools.{tool}", fee, EACH_TICKS_MAX
+    if (long := terms.long_context) is not None:
+        for name in ("input", "cached_input", "output"):
+            yield f"long_context.{name}", getattr(long, name), TOKEN_TICKS_MAX
 
 
 def encode(terms: PriceTerms) -> str:

@@ -132,7 +132,7 @@ def recount(conn: Connection, cells: Iterable[Cell]) -> None:
 
     Each cell is taken first, and read after that: what another transaction adds to it is in the rows by then, or comes on top.
     """
-    deleted_before_us = _deleted_before(conn)
+    deleted_before_us = deleted_before(conn)
     for cell in sorted(cells):
         if cell.hour_us < deleted_before_us:
             continue
@@ -190,7 +190,7 @@ def recount_all(conn: Connection, begin_us: int, end_us: int) -> int:
 
 def forget_before(conn: Connection, before_us: int) -> None:
     """Notes that rows of before a moment are being deleted."""
-    if before_us <= _deleted_before(conn):
+    if before_us <= deleted_before(conn):
         return
     driver.execute(
         conn,
@@ -200,7 +200,8 @@ def forget_before(conn: Connection, before_us: int) -> None:
     )
 
 
-def _deleted_before(conn: Connection) -> int:
+def deleted_before(conn: Connection) -> int:
+    """Rows of before this moment may be gone; 0 where none is."""
     return int(conn.scalar(sa.select(meta.c.value).where(meta.c.name == DELETED_BEFORE)) or 0)
 
 

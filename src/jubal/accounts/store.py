@@ -50,6 +50,9 @@ BUSY_ROWS: Final = 4
 most of the transactions."""
 GATHER_S: Final = 0.001
 READS_ONLY: Final = "jubal_reads_only"
+SNAPSHOT: Final = {"postgresql": {"isolation_level": "REPEATABLE READ"}}
+"""By dialect: how a transaction sees one moment. PostgreSQL's own choice is that every statement sees another one; SQLite has only
+this."""
 SYNCHRONOUS: Final = frozenset({"normal", "full", "extra"})
 UNREACHABLE: Final = "store_unreachable"
 ROLLED_BACK: Final = frozenset({"40001", "40P01"})
@@ -71,7 +74,7 @@ class Store:
         """For `open`."""
         self.hash_key = hash_key
         self._engine = engine
-        self._reads = engine.execution_options(**{READS_ONLY: True})
+        self._reads = engine.execution_options(**{READS_ONLY: True, **SNAPSHOT.get(engine.dialect.name, {})})
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="jubal-store")
         # SQLite has one writer at a time. Threads queue here because SQLite itself would make them poll, up to 0.1 s apart.
         self._turn: AbstractContextManager[object] = _Turn() if engine.dialect.name == "sqlite" else nullcontext()
@@ -119,7 +122,10 @@ class Store:
             return self._attempt(connection, lambda conn: fn(conn, *args, **kwargs), fn_is_idempotent=False)
 
     def read(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `transact`, for functions that only read: on SQLite it waits for no writer."""
+        """As `transact`, for functions that only read: on SQLite it waits for no writer.
+
+        All that `fn` reads is of one moment, so that sums of one table agree with those of another while others write.
+        """
         with _translated(), self._reads.connect() as connection:
             return self._attempt(connection, lambda conn: fn(conn, *args, **kwargs), fn_is_idempotent=True)
 

@@ -242,6 +242,18 @@ billing_info: Final = Table(
 )
 """What invoices of a team are addressed to: a JSON object (xai-api.md 21.3, BillingInfo)."""
 
+invoice_lines: Final = Table(
+    "invoice_lines",
+    metadata,
+    Column("team_id", Text, primary_key=True),
+    Column("month", BigInteger, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("what", Text, primary_key=True),
+    Column("quantity", BigInteger, nullable=False),
+    Column("ticks", BigInteger, nullable=False),
+)
+"""What usage rows that are deleted said for invoices (accounts/itemised.py). month: as 202611."""
+
 limits: Final = Table(
     "limits",
     metadata,

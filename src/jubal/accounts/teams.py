@@ -49,6 +49,12 @@ def listing(conn: Connection, *, limit: int = 1000) -> list[Team]:
     return [Team(**row) for row in rows.mappings()]
 
 
+def by_tier(conn: Connection) -> dict[str, int]:
+    """How many teams each tier has, by its name."""
+    counted = sa.select(teams.c.tier, sa.func.count()).group_by(teams.c.tier).order_by(teams.c.tier)
+    return {tier: int(count) for tier, count in conn.execute(counted)}
+
+
 def get(conn: Connection, team_id: str) -> Team:
     """The team with this id. Raises `NotFound`."""
     row = conn.execute(sa.select(teams).where(teams.c.id == team_id)).mappings().one_or_none()

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from sqlalchemy.engine import Connection
+
+from jubal.accounts import teams
 from jubal.accounts.credits import Terms
 from jubal.accounts.keys import Caller
 from jubal.core.errors import NotAllowed
@@ -99,6 +102,10 @@ class Tiers:
     @property
     def names(self) -> list[str]:
         return sorted(self._by_name)
+
+    def missing(self, conn: Connection) -> dict[str, int]:
+        """Tiers that teams are of and that nobody configured, and how many teams: all they ask for is refused."""
+        return {name: count for name, count in teams.by_tier(conn).items() if name not in self._by_name}
 
     def get(self, name: str) -> Tier | None:
         return self._by_name.get(name)

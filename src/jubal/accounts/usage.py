@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jubal.accounts import credits, driver, ledger, rollups
+from jubal.accounts import credits, driver, itemised, ledger, rollups
 from jubal.accounts.ledger import Used
 from jubal.accounts.tables import api_keys, transfers, usage
 
@@ -159,13 +159,17 @@ def _of(query: sa.Select[Any], key_id: str | None, team_id: str | None) -> sa.Se
 
 
 def delete_before(conn: Connection, before_us: int, *, limit: int = 1_000) -> int:
-    """Deletes the oldest rows of before a moment, at most `limit`, and returns how many. The sums by the hour stay.
+    """Deletes the oldest rows of before a moment, at most `limit`, and returns how many. The sums by the hour stay, and what
+    invoices say.
 
     The moment counts as the begin of its hour: whichever hour was not begun on is whole, so it can be counted again.
     """
     before_us -= before_us % rollups.HOUR_US
     oldest = sa.select(usage.c.request_id).where(usage.c.created_us < before_us).order_by(usage.c.created_us)
-    deleted = conn.execute(usage.delete().where(usage.c.request_id.in_(oldest.limit(limit)))).rowcount
+    # What was deleted is told by the statement that does it: another gateway may delete the same ones at the same time.
+    deleting = usage.delete().where(usage.c.request_id.in_(oldest.limit(limit))).returning(*usage.c)
+    deleted = [UsageRow(**row) for row in conn.execute(deleting).mappings()]
     if deleted:
+        itemised.keep(conn, deleted)
         rollups.forget_before(conn, before_us)
-    return deleted
+    return len(deleted)

@@ -71,8 +71,9 @@ def zone_of(name: str) -> tzinfo:
         zone = ZoneInfo(name)
     except (KeyError, ValueError, OSError):
         raise BadRequest(f"There is no time zone `{name[:100]}`.", param="timezone", code="invalid_value") from None
-    offset = datetime.now(zone).utcoffset() or timedelta(0)
-    if offset % timedelta(hours=1):
+    year = datetime.now(zone).year
+    halves = (datetime(year, month, 1, tzinfo=zone) for month in (1, 7))  # summer time may be half an hour of it
+    if any((half.utcoffset() or timedelta(0)) % timedelta(hours=1) for half in halves):
         raise BadRequest(
             "Usage is kept by the hour of UTC; this zone is off by a part of an hour.",
             param="timezone",

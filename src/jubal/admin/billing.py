@@ -22,6 +22,8 @@ ChangeKind: TypeAlias = Literal["purchase", "spend", "refund", "manual"]
 KINDS: Final[dict[str, ChangeKind]] = {"purchase": "purchase", "refund": "refund"}
 CHANGES_MAX: Final = 1_000
 SPENT_MONTHS: Final = 24
+INFO_CHARS_MAX: Final = 500
+"""Of each text of what invoices are addressed to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """One UTC month of a team, over or not. month: as 202611. from_free, from_prepaid: ticks that credit paid; the rest is due."""
+    """One UTC month of a team, over or not. month: as 202611. from_free, from_prepaid: ticks that credit paid; the rest is due.
+    open: what of that is not paid yet.
+    """
 
     team_id: str
     month: int
@@ -44,6 +48,7 @@ class Bill:
     total: int
     from_free: int = 0
     from_prepaid: int = 0
+    open: int = 0
 
     @property
     def due(self) -> int:
@@ -80,7 +85,7 @@ class Books:
             Line(f"{line.model} {line.what}".strip(), line.what.rpartition(" ")[2], line.quantity, line.ticks)
             for line in found.lines
         )
-        return Bill(team_id, month, lines, found.total, found.from_grant, found.from_prepaid)
+        return Bill(team_id, month, lines, found.total, found.from_grant, found.from_prepaid, found.open)
 
     def months(self, conn: Connection, team_id: str) -> list[int]:
         """Months in which anything was used or paid, oldest first."""
@@ -107,10 +112,12 @@ class Books:
         return Prepaid(ledger.read(conn, team_id).prepaid, tuple(changes))
 
     def limit(self, conn: Connection, team_id: str) -> int | None:
-        """Ticks that the team may owe; None for no limit."""
+        """Ticks that the team may owe; None for no limit. 0 where its tier is not configured: then nothing is answered."""
         team = teams.get(conn, team_id)
         tier = self._tiers.get(team.tier)
-        terms = None if tier is None else tier.terms(team.prepaid)
+        if tier is None:
+            return 0
+        terms = tier.terms(team.prepaid)
         return None if terms is None else terms.cap
 
 
@@ -156,8 +163,9 @@ def info(conn: Connection, actor: Actor, team_id: str) -> dict[str, Any]:
 
 
 def set_info(conn: Connection, actor: Actor, team_id: str, info: Mapping[str, Any], *, now_us: int) -> None:
-    """Replaces what invoices are addressed to. Raises `NotAllowed`, `NotFound`."""
+    """Replaces what invoices are addressed to. Raises `NotAllowed`, `NotFound`, `BadRequest` naming what is no address."""
     _allow(conn, actor, "SetBillingInfo", team_id)
+    _check_info(info, "billingInfo")
     teams.locked(conn, team_id)
     found = conn.scalar(sa.select(billing_info.c.info).where(billing_info.c.team_id == team_id))
     upsert(conn, billing_info, {"team_id": team_id}, {"info": json.dumps(dict(info)), "modified_us": now_us})
@@ -173,6 +181,19 @@ def set_info(conn: Connection, actor: Actor, team_id: str, info: Mapping[str, An
         after=dict(info),
         now_us=now_us,
     )
+
+
+def _check_info(info: Mapping[str, Any], where: str) -> None:
+    """Each text is on a line of its own, and the audit log keeps all that ever were."""
+    for name, value in info.items():
+        if isinstance(value, Mapping):
+            _check_info(value, f"{where}.{name}")
+        elif len(value) > INFO_CHARS_MAX or not value.isprintable():
+            raise BadRequest(
+                f"`{where}.{name}` has at most {INFO_CHARS_MAX} characters, all printable.",
+                param=f"{where}.{name}",
+                code="invalid_value",
+            )
 
 
 def _allow(conn: Connection, actor: Actor, call: str, team_id: str) -> None:

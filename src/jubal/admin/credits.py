@@ -28,13 +28,17 @@ def move(
 ) -> Transfer:
     """A team pays in advance (add), pays what it owes (pay), or gets prepaid credit back (refund). text: what for.
 
-    id: an idempotency key, for `add`. Raises `NotAllowed`, `NotFound`, `BadRequest` for an amount that is none or too much.
+    id: an idempotency key, for `add`: what was added before is told again, and written down once.
+
+    Raises `NotAllowed`, `NotFound`, `BadRequest` for an amount that is none or too much.
     """
     actor.demand_operator("book payments")
     teams.get(conn, team_id)
     match kind:
         case "add":
-            made = credits.add(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=text, id=id)
+            made, new = credits.add_once(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=text, id=id)
+            if not new:
+                return made
         case "pay":
             made = credits.pay(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=text)
         case "refund":
@@ -42,6 +46,16 @@ def move(
     after = {"ticks": ticks, "note": text}
     note(conn, actor, f"credits.{kind}", "transfer", made.id, team_id=team_id, after=after, now_us=now_us)
     return made
+
+
+def charge_missing(conn: Connection, actor: Actor, *, now_us: int) -> int:
+    """Charges requests that an older release's gateway did not, and returns how many. Raises `NotAllowed`."""
+    actor.demand_operator("charge requests")
+    charged = credits.charge_missing(conn)
+    if charged:
+        after = {"requests": charged}
+        note(conn, actor, "credits.charge_missing", "usage", "", team_id=None, after=after, now_us=now_us)
+    return charged
 
 
 def set_price(conn: Connection, actor: Actor, team_id: str, model: str, terms: PriceTerms, *, now_us: int) -> None:

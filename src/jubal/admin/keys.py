@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import keys
-from jubal.accounts.keys import Key
+from jubal.accounts.keys import Key, Place
 from jubal.admin.actor import Actor, note
 from jubal.core.errors import NotFound
 
@@ -61,26 +61,25 @@ def listing(
     *,
     team_id: str | None = None,
     limit: int = 1000,
-    after: str | None = None,
+    after: Place | None = None,
     only: Callable[[Key], bool] = lambda key: True,
 ) -> list[Key]:
-    """Keys, oldest first, of one team where that is given. after: the id of a key; only those that come after it.
+    """Keys, oldest first, of one team where that is given. after: only those that come after there.
 
-    The operator sees management keys too. Raises `NotAllowed`, `NotFound` for `after`.
+    The operator sees management keys too. Raises `NotAllowed`.
     """
     actor.demand("ListApiKeys")
     if team_id is not None:
         actor.demand_team(team_id)
     team_id = actor.team_id if team_id is None else team_id
     kinds = {} if actor.kind == "operator" else {"management": False}
-    last = None if after is None else get(conn, actor, after)
     found: list[Key] = []
     while len(found) < limit:
-        page = keys.listing(conn, team_id, limit=limit, after=last, **kinds)
+        page = keys.listing(conn, team_id, limit=limit, after=after, **kinds)
         found += filter(only, page)
         if len(page) < limit:
             break
-        last = page[-1]
+        after = Place.of(page[-1])
     return found[:limit]
 
 

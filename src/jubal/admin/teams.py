@@ -21,7 +21,7 @@ def create(
     return team
 
 
-def listing(conn: Connection, actor: Actor, *, limit: int = 1000) -> list[Team]:
+def listing(conn: Connection, actor: Actor, *, limit: int = 100_000) -> list[Team]:
     """All teams for the operator, its own for a management key."""
     actor.demand("ListTeams")
     return teams.listing(conn, limit=limit) if actor.team_id is None else [teams.get(conn, actor.team_id)]

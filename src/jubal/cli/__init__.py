@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 
 def main() -> None:
     """The `jubal` command. A fault of ours is one line too; JUBAL_TRACEBACK=1 shows where, without locals, which may hold a key."""
+    _say_what_can_be_said()
     try:
         from jubal.cli.root import app  # inside: Ctrl-C during the imports is quiet too
 
@@ -23,3 +25,9 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _say_what_can_be_said() -> None:
+    """A name that the terminal's or pipe's encoding does not have is shown by its code points: a table must not break off at it."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -38,7 +38,9 @@ def audit(
     team: Annotated[str | None, typer.Option("--team", metavar="T", help="On this team: its name or id.")] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help=f"The newest N. Default: {SHOWN}, or {JSON_MAX:,} with --json."),
+        typer.Option(
+            "--limit", min=1, max=JSON_MAX, help=f"The newest N. Default: {SHOWN}, or {JSON_MAX:,} with --json."
+        ),
     ] = None,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
@@ -87,7 +89,7 @@ def _print(acts: list[Act]) -> None:
                 when(act.created_us),
                 act.actor_name or short(act.actor_id),
                 act.action,
-                short(act.resource_id),
+                short(act.resource_id) if act.resource == "key" else act.resource_id,
                 _change(act),
                 act.address or "",
             )
@@ -99,6 +101,8 @@ def _print(acts: list[Act]) -> None:
 def _change(act: Act) -> str:
     before, after = dict(act.before or {}), dict(act.after or {})
     if not before or not after:
-        name = (after or before).get("name")
-        return "" if name is None else str(name)
+        facts = after or before
+        if (name := facts.get("name")) is not None:
+            return str(name)
+        return ", ".join(f"{name}: {value}" for name, value in sorted(facts.items()) if value is not None)
     return ", ".join(f"{name}: {before.get(name)} -> {after.get(name)}" for name in sorted(before | after))

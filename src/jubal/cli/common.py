@@ -112,6 +112,21 @@ def first_key(settings: config.Settings) -> str | None:
         return None
 
 
+def public_name(settings: config.Settings, model: str) -> str:
+    """The name of the model that was typed, by name or alias; * stays. Raises `CommandError` for one that is not there."""
+    from jubal import catalogue
+    from jubal.core.errors import UnknownModel
+
+    if model == "*":
+        return model
+    for models in (catalogue.build(settings), catalogue.embedding_models(settings)):
+        try:
+            return models.find(model).name
+        except UnknownModel:
+            continue
+    raise CommandError(f"There is no model `{model}`. `jubal models list` shows them.")
+
+
 def base_url(server: config.Server, port: int | None = None) -> str:
     """Where a server with these settings is reached from this machine, up to and with /v1. port: the real one, where known."""
     host = ANY_HOST.get(server.host, server.host)

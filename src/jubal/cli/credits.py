@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -28,8 +29,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from jubal.accounts.ledger import Mismatch, Transfer
+    from jubal.accounts.ledger import Transfer
 
+UNKNOWN_TIER: Final = (
+    "The configuration has no tier `{}`: requests of its teams are refused. "
+    "Put it into [tiers], or use `jubal teams set-tier`."
+)
+HISTORY_MAX: Final = 1_000_000
+"""They are all held in memory at once, so there is a bound."""
 UsdOption: TypeAlias = Annotated[str, typer.Option("--usd", metavar="N", help="How many USD.")]
 NoteOption: TypeAlias = Annotated[str | None, typer.Option("--note", help="What for, as the history shows it.")]
 
@@ -123,6 +130,8 @@ def show(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOptio
     if as_json:
         print_json(found)
         return
+    if not found["tier_known"]:
+        print(f"jubal: {UNKNOWN_TIER.format(found['tier'])}", file=sys.stderr)
     print(
         f"team       {found['team']} ({found['team_id']}), tier {found['tier']}{', prepaid' if found['prepaid'] else ''}"
     )
@@ -132,7 +141,8 @@ def show(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOptio
 
 
 def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[str, object]:
-    """As JSON shows it. available: what can still be used, None for no limit; reserved: the part that gateways have set aside."""
+    """As JSON shows it. available: what can still be used, None for no limit, 0 where
+    the tier is not configured; reserved: the part that gateways have set aside."""
     from jubal.accounts import credits, teams
     from jubal.accounts.tiers import Tiers
 
@@ -144,7 +154,7 @@ def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[st
     balance = found.balance
     amounts = {
         "balance": balance.credit,
-        "available": None if terms is None else balance.credit + terms.cap - found.reserved,
+        "available": 0 if tier is None else None if terms is None else balance.credit + terms.cap - found.reserved,
         "grant": balance.grant,
         "prepaid_credit": balance.prepaid,
         "owed": -balance.receivable,
@@ -156,6 +166,7 @@ def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[st
         "team": team.name,
         "tier": team.tier,
         "prepaid": team.prepaid,
+        "tier_known": tier is not None,
         **{f"{name}_ticks": ticks for name, ticks in amounts.items()},
         **{f"{name}_usd": None if ticks is None else exact_usd(ticks) for name, ticks in amounts.items()},
     }
@@ -164,7 +175,7 @@ def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[st
 @app.command("history")
 def history(
     team: TeamOption,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The newest N transfers.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=HISTORY_MAX, help="The newest N transfers.")] = 100,
     usage: Annotated[bool, typer.Option("--usage", help="Those of single requests too.")] = False,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
@@ -203,17 +214,16 @@ def check(
 ) -> None:
     """Compare ledger, balances, usage and reserves. Exit code 1 where they do not agree."""
 
-    def work(conn: Connection) -> list[Mismatch]:
-        from jubal.accounts import credits
+    from jubal.accounts import credits
+    from jubal.admin import credits as admin
 
-        now_us = _now_us()
-        credits.sweep(conn, now_us)
-        if charge_missing:
-            credits.charge_missing(conn)
-        return credits.reconcile(conn, now_us)
-
+    now_us = _now_us()
     with open_store(config.load(config_file)) as store:
-        found = store.transact(work)
+        store.transact(credits.sweep, now_us)
+        if charge_missing:
+            while store.transact(lambda conn: admin.charge_missing(conn, operator(conn), now_us=now_us)):
+                pass  # so many at a time that a running server needn't wait long
+        found = store.read(credits.reconcile, now_us)  # it looks at everything: on SQLite nobody waits for that
     if as_json:
         print_json({"ok": not found, "mismatches": [asdict(one) for one in found]})
     elif not found:

@@ -319,7 +319,10 @@ def check_store(settings: config.Settings) -> Finding:
     """Opens it and writes, and takes that back. A SQLite file that is not there yet is not made."""
     from jubal.accounts import teams
     from jubal.accounts.store import Store
+    from jubal.accounts.tiers import Tiers
     from jubal.core.errors import JubalError
+
+    missing: dict[str, int] = {}
 
     def write(conn: Connection) -> None:
         teams.create(conn, name=f"doctor {os.getpid()}", now_us=0)
@@ -335,8 +338,13 @@ def check_store(settings: config.Settings) -> Finding:
         )
     try:
         with Store.open(settings.store_url, migrate=False) as store:
+            missing.update(store.read(Tiers.configured(settings.tiers).missing))
             store.transact(write)
     except _Undo:
+        if missing:
+            names = ", ".join(f"`{printable(name)}` ({count})" for name, count in missing.items())
+            detail = f"teams are of tiers that are not configured, and are refused: {names}"
+            return Finding("store", "warn", detail, "put these into [tiers], or use `jubal teams set-tier`")
         return Finding("store", "ok", str(file) if file else "PostgreSQL answers and can be written")
     except JubalError as error:
         if error.code == "store_not_migrated":

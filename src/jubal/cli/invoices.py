@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from jubal.accounts.invoices import Invoice
 
 app = typer.Typer(no_args_is_help=True, help="Invoices: what a team's month came to, equal to the ledger.")
+
+
+AMOUNTS: Final = ("requests", "total USD", "due USD", "not paid yet USD")
 
 
 class Format(StrEnum):
@@ -53,8 +56,8 @@ def list_(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOpti
         print_json([{name: value for name, value in to_json(one).items() if name != "lines"} for one in found])
         return
     print_table(
-        table("month", "requests", "total USD", "due USD", right=("requests", "total USD", "due USD")),
-        [(one.name, f"{one.requests:,}", exact_usd(one.total), exact_usd(one.on_account)) for one in found],
+        table("month", *AMOUNTS, right=AMOUNTS),
+        [(one.name, f"{one.requests:,}", *map(exact_usd, (one.total, one.on_account, one.open))) for one in found],
     )
 
 

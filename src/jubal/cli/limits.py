@@ -18,6 +18,7 @@ from jubal.cli.common import (
     operator,
     print_json,
     print_table,
+    public_name,
     table,
 )
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from jubal.accounts.keys import Key
     from jubal.accounts.team_limits import Rates, TeamLimits
     from jubal.accounts.teams import Team
+
+KEYS_MAX = 100_000
 
 ModelOption: TypeAlias = Annotated[
     str, typer.Option("--model", metavar="M", help="A model's public name; * for all models together.")
@@ -55,7 +58,7 @@ def set_(
     if rps is rpm is tpm is None:
         raise CommandError("Which limit? Give --rps, --rpm or --tpm.")
     settings = config.load(config_file)
-    name = _model(settings, model)
+    name = public_name(settings, model)
     with open_store(settings) as store:
         kept = store.transact(_put, team, name, Rates(rps, rpm, tpm))
     if as_json:
@@ -77,7 +80,7 @@ def clear(
     """Take back what a team was given: its tier's limits hold again, and those of the models."""
     settings = config.load(config_file)
     with open_store(settings) as store:
-        count = store.transact(_clear, team, None if model is None else _model(settings, model))
+        count = store.transact(_clear, team, None if model is None else public_name(settings, model))
     if as_json:
         print_json({"cleared": count})
     else:
@@ -136,21 +139,6 @@ def _of_key(key: Key) -> dict[str, object]:
     return {"scope": "key", "name": key.name, "from": key.id, "rps": key.rps, "rpm": key.rpm, "tpm": key.tpm}
 
 
-def _model(settings: config.Settings, name: str) -> str:
-    """The public name behind what was typed. Raises `CommandError` for a model that is not there."""
-    from jubal import catalogue
-    from jubal.core.errors import UnknownModel
-
-    if name == "*":
-        return name
-    for models in (catalogue.build(settings), catalogue.embedding_models(settings)):
-        try:
-            return models.find(name).name
-        except UnknownModel:
-            continue
-    raise CommandError(f"There is no model `{name}`. `jubal models list` shows them.")
-
-
 def _put(conn: Connection, name: str, model: str, rates: Rates) -> Rates:
     from jubal.accounts import teams
     from jubal.admin import limits
@@ -171,5 +159,7 @@ def _of_team(conn: Connection, name: str) -> tuple[Team, TeamLimits | None, list
     from jubal.accounts import keys, team_limits, teams
 
     team = teams.by_name_or_id(conn, name)
-    found = [key for key in keys.listing(conn, team.id) if (key.rps, key.rpm, key.tpm) != (None, None, None)]
+    found = [
+        key for key in keys.listing(conn, team.id, limit=KEYS_MAX) if (key.rps, key.rpm, key.tpm) != (None, None, None)
+    ]
     return team, team_limits.of_team(conn, team.id), found

@@ -17,14 +17,17 @@ from jubal.cli.common import (
     operator,
     print_json,
     print_table,
+    public_name,
     table,
     ticks_of,
 )
+from jubal.core.money import LongContext
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from jubal.accounts.prices import PriceTerms
+
 
 PER_MILLION = 1_000_000
 RateOption = Annotated[str | None, typer.Option(metavar="USD", help="USD per million tokens.", show_default=False)]
@@ -47,6 +50,14 @@ def set_(
     tool: Annotated[
         list[str] | None, typer.Option(metavar="NAME=USD", help="USD per call of a tool; may be given often.")
     ] = None,
+    long_context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS=IN,CACHED,OUT",
+            help="From so many prompt tokens on: USD per million of all tokens of the request.",
+            show_default=False,
+        ),
+    ] = None,
     discount: Annotated[float, typer.Option(min=0, max=100, help="Percent off all rates.")] = 0,
     volume: Annotated[
         list[str] | None,
@@ -58,6 +69,8 @@ def set_(
     """Set a team's price of a model. What is left out is as in the list. In force everywhere within two seconds."""
     from jubal.accounts.prices import PriceTerms
 
+    settings = config.load(config_file)
+    name = public_name(settings, model)
     steps = [_pair(text, "--volume") for text in volume or ()]
     terms = PriceTerms(
         input=_rate(input),
@@ -67,23 +80,25 @@ def set_(
         reasoning=_rate(reasoning),
         request=None if request is None else ticks_of(request),
         tools=tuple((name, ticks_of(usd)) for name, usd in (_pair(text, "--tool") for text in tool)) if tool else None,
+        long_context=None if long_context is None else _long_context(long_context),
         discount=_basis_points(str(discount)),
         volume=tuple(sorted((ticks_of(usd), _basis_points(percent)) for usd, percent in steps)),
     )
-    with open_store(config.load(config_file)) as store:
-        store.transact(_put, team, model, terms)
+    with open_store(settings) as store:
+        team_id = store.transact(_put, team, name, terms)
     if as_json:
-        print_json(view("", model, terms))
+        print_json(view(team_id, name, terms))
     else:
-        print(f"Set the price of {model} for {team}.")
+        print(f"Set the price of {name} for {team}.")
 
 
-def _put(conn: Connection, team: str, model: str, terms: PriceTerms) -> None:
+def _put(conn: Connection, team: str, model: str, terms: PriceTerms) -> str:
     from jubal.accounts import teams
     from jubal.admin import credits
 
     team_id = teams.by_name_or_id(conn, team).id
     credits.set_price(conn, operator(conn), team_id, model, terms, now_us=now_us())
+    return team_id
 
 
 def _rate(usd_per_million: str | None) -> int | None:
@@ -99,11 +114,20 @@ def _rate(usd_per_million: str | None) -> int | None:
 def _basis_points(percent: str) -> int:
     try:
         exact = float(percent) * 100
-    except ValueError:
+        whole = round(exact)
+    except (ValueError, OverflowError):  # what is no number, or an infinite one
         raise CommandError(f"`{percent}` is not a number of percent.") from None
-    if not abs(exact - round(exact)) < 1e-6:
+    if not abs(exact - whole) < 1e-6:
         raise CommandError(f"A discount of {percent} percent is finer than a hundredth of a percent.")
-    return round(exact)
+    return whole
+
+
+def _long_context(text: str) -> LongContext:
+    threshold, prices = _pair(text, "--long-context")
+    rates = [_rate(one.strip()) for one in prices.split(",")]
+    if not (threshold.isascii() and threshold.isdigit() and 0 < int(threshold) < 2**53) or len(rates) != 3:
+        raise CommandError(f"--long-context: expected such as 200000=4.00,1.00,12.00; got `{text}`.")
+    return LongContext(int(threshold), *(rate or 0 for rate in rates))
 
 
 def _pair(text: str, flag: str) -> tuple[str, str]:
@@ -152,16 +176,20 @@ def rm(
 ) -> None:
     """Go back to the list price."""
 
-    def work(conn: Connection) -> None:
-        from jubal.accounts import teams
+    settings = config.load(config_file)
+
+    def work(conn: Connection) -> str:
+        from jubal.accounts import prices, teams
         from jubal.admin import credits
 
         team_id = teams.by_name_or_id(conn, team).id
-        credits.remove_price(conn, operator(conn), team_id, model, now_us=now_us())
+        there = {name for _, name, _ in prices.listing(conn, team_id)}
+        name = model if model in there else public_name(settings, model)  # one that nobody serves any more, or an alias
+        credits.remove_price(conn, operator(conn), team_id, name, now_us=now_us())
+        return name
 
-    with open_store(config.load(config_file)) as store:
-        store.transact(work)
-    print(f"{model} has its list price for {team} again.")
+    with open_store(settings) as store:
+        print(f"{store.transact(work)} has its list price for {team} again.")
 
 
 def view(team_id: str, model: str, terms: PriceTerms) -> dict[str, object]:

@@ -91,6 +91,7 @@ def usage(
         typer.Option(
             "--limit",
             min=1,
+            max=JSON_ROWS_MAX,
             help=f"The newest N requests. Default: {ROWS_SHOWN}, or {JSON_ROWS_MAX:,} with --json.",
             show_default=False,
         ),
@@ -145,7 +146,12 @@ def _export(
             print(json.dumps(view(row)))
         return
     nothing = UsageRow(*([0] * len(UsageRow._fields)))  # type: ignore[arg-type]
-    _csv(list(view(nothing)), (view(row).values() for row in rows))
+    _csv(list(_flat(nothing)), (_flat(row).values() for row in rows))
+
+
+def _flat(row: UsageRow) -> dict[str, object]:
+    """As a line of CSV: what has parts itself is JSON."""
+    return {name: json.dumps(value) if isinstance(value, dict) else value for name, value in view(row).items()}
 
 
 @app.command("recount")
@@ -247,6 +253,9 @@ SUMS_SHOWN: Final = (
 )
 
 
+PARTS: Final = ("input_ticks", "cached_input_ticks", "output_ticks", "reasoning_ticks", "request_ticks")
+
+
 def _total_view(total: Total, by: list[str]) -> dict[str, object]:
     """As JSON shows it. hour, day: when it began, in UTC."""
     groups: dict[str, object] = {"key": total.key_id, "model": total.model, "team": total.team_id}
@@ -305,7 +314,11 @@ def _key_id(conn: Connection, key: str) -> str:
 
 
 def view(row: UsageRow) -> dict[str, object]:
-    """As JSON shows it. created: Unix seconds, when the request ended."""
+    """As JSON shows it. created: Unix seconds, when the request ended. tools: of server-side tools that went well, calls and fees.
+
+    *_ticks: what the cost is the sum of, with those fees; None in rows of releases that did not tell.
+    """
+    tools = {} if not row.tools else json.loads(row.tools)
     return {
         "request_id": row.request_id,
         "created": row.created_us // 1_000_000,
@@ -327,6 +340,9 @@ def view(row: UsageRow) -> dict[str, object]:
         "first_token_ms": None if row.first_token_us is None else row.first_token_us / 1000,
         "estimated": row.estimated,
         "service_tier": row.service_tier or "default",
+        "tool_calls": sum(calls for calls, _ in tools.values()),
+        "tools": {tool: {"calls": calls, "ticks": ticks} for tool, (calls, ticks) in tools.items()},
+        **{name: getattr(row, name) for name in PARTS},
     }
 
 

@@ -143,9 +143,14 @@ class Price:
         """The sum of `charge`. Reasoning is charged as output unless it has a price of its own (xai-api.md 5.4)."""
         return self.charge(usage, tool_uses).total
 
+    @property
+    def tool_fees(self) -> tuple[tuple[str, int], ...]:
+        """Ticks per call by tool; one that is not here is free."""
+        return TOOL_FEES if self.tools is None else self.tools
+
     def tool_fee(self, tool: str) -> int:
         """Ticks of one call."""
-        return dict(TOOL_FEES if self.tools is None else self.tools).get(tool, 0)
+        return dict(self.tool_fees).get(tool, 0)
 
     def highest_input(self) -> int:
         """Ticks that a prompt token can cost at most, whatever it is."""
@@ -191,7 +196,7 @@ class Price:
             output=cut(self.output),
             image=None if self.image is None else cut(self.image),
             reasoning=None if self.reasoning is None else cut(self.reasoning),
-            tools=tuple((tool, cut(fee)) for tool, fee in (TOOL_FEES if self.tools is None else self.tools)),
+            tools=tuple((tool, cut(fee)) for tool, fee in self.tool_fees),
             long_context=long
             and LongContext(long.threshold, cut(long.input), cut(long.cached_input), cut(long.output)),
             request=cut(self.request),

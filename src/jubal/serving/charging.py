@@ -14,7 +14,7 @@ from jubal.accounts import prices
 from jubal.accounts.credits import Terms
 from jubal.accounts.holds import Credit, Hold
 from jubal.accounts.keys import Caller
-from jubal.accounts.prices import Ceiling
+from jubal.accounts.prices import Ceiling, TeamPrices
 from jubal.accounts.tiers import Tiers
 from jubal.core.embedding import EmbeddingRequest
 from jubal.core.errors import OutOfCredit
@@ -51,6 +51,17 @@ class Charging:
         """What `model` costs this caller now. Raises `NotAllowed`."""
         price = self._tiers.of(caller).priced(model.price)
         return price if caller.prices is None else caller.prices.on(model.name, price)
+
+    def price_of_team(self, tier: str, own: TeamPrices | None, model: Model) -> Price:
+        """As `price`, for whoever asks what a team would pay; the list price where its tier is not configured."""
+        found = self._tiers.get(tier)
+        price = model.price if found is None else found.priced(model.price)
+        return price if own is None else own.on(model.name, price)
+
+    def priced(self, caller: Caller, model: Model) -> Model:
+        """A model with the price that it has for this caller, to be shown."""
+        price = self.price_of_team(caller.tier, caller.prices, model)
+        return model if price is model.price else replace(model, price=price)
 
     def terms(self, caller: Caller) -> Terms | None:
         """How far the caller's team may go; None: any way. Raises `NotAllowed`."""

@@ -497,7 +497,7 @@ class GrpcServer:
         """The models that the key may use."""
         caller = await self._of_endpoint(rpc, "models")
         return [
-            (model, weights)
+            (self._pipeline.charging.priced(caller, model), weights)
             for model, weights in self._pipeline.offers(kind)
             if caller.acl.allows_model(model.name, *model.aliases)
         ]
@@ -512,7 +512,7 @@ class GrpcServer:
         caller = await self._of_endpoint(rpc, "models")
         model, weights = self._pipeline.offer(models.wanted(body), (kind,))
         caller.acl.demand("models", model.name, *model.aliases)
-        return model, weights
+        return self._pipeline.charging.priced(caller, model), weights
 
     async def _image_model(self, rpc: _Rpc, body: bytes) -> Any:
         await self._of_endpoint(rpc, "models")

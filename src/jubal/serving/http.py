@@ -425,7 +425,7 @@ class HttpApp:
             caller = await self._identify(exchange)
             caller.acl.demand_endpoint("models")
             offers = [
-                (model, weights)
+                (self._pipeline.charging.priced(caller, model), weights)
                 for kind in shelf.kinds
                 for model, weights in self._pipeline.offers(kind)
                 if caller.acl.allows_model(model.name, *model.aliases)
@@ -440,7 +440,7 @@ class HttpApp:
             caller.acl.demand_endpoint("models")
             model, weights = self._pipeline.offer(exchange.path.removeprefix(prefix).rstrip("/"), shelf.kinds)
             caller.acl.demand("models", model.name, *model.aliases)
-            await exchange.reply(200, shelf.single(model, weights))
+            await exchange.reply(200, shelf.single(self._pipeline.charging.priced(caller, model), weights))
 
         return handle
 

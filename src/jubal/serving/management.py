@@ -15,10 +15,10 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from jubal.accounts import keys, ledger, teams
+from jubal.accounts import keys, ledger, prices, teams
 from jubal.accounts.acl import ENDPOINTS
 from jubal.accounts.audit import Act
-from jubal.accounts.keys import Key
+from jubal.accounts.keys import Key, Place
 from jubal.accounts.scopes import Scopes
 from jubal.accounts.team_limits import ALL, NO_RATES, Rates, TeamLimits
 from jubal.accounts.teams import Team
@@ -29,8 +29,9 @@ from jubal.admin import teams as admin_teams
 from jubal.admin.actor import Actor
 from jubal.admin.analytics import Query
 from jubal.admin.billing import Bill, Books, Prepaid
-from jubal.core.errors import BadRequest, JubalError, UnsupportedMedia
+from jubal.core.errors import BadRequest, JubalError, NotFound, UnsupportedMedia
 from jubal.core.model import Model, Weights
+from jubal.core.money import LongContext, Price
 from jubal.wire import management as wire
 from jubal.wire.decode import decode
 from jubal.wire.openai_models import real_context
@@ -54,6 +55,7 @@ PAGE: Final = 100
 PAGE_MAX: Final = 1000
 BODY_BYTES_MAX: Final = 1 << 20
 CLUSTER: Final = "jubal"
+NO_LONG_CONTEXT: Final = LongContext(0, 0, 0, 0)
 UNITS: Final[dict[str, analytics.Unit]] = {
     "TIME_UNIT_MONTH": "month",
     "TIME_UNIT_CALENDAR_WEEK": "calendar_week",
@@ -118,7 +120,10 @@ class Own(Routes):
             key = keys.get(conn, caller.key_id)
             return key, teams.get(conn, key.team_id)
 
-        return await self._store.run_read(read)
+        try:
+            return await self._store.run_read(read)
+        except NotFound:  # deleted in these two seconds
+            raise keys.unknown() from None
 
     async def _key(self, exchange: Exchange) -> None:
         key, team = await self._found(exchange)
@@ -253,10 +258,11 @@ class Management(Routes):
             who,
             team_id=team_id,
             limit=size + 1,
-            after=query.one("paginationToken"),
+            after=_place(query.one("paginationToken")),
             only=only,
         )
-        more = found[size - 1].id if len(found) > size else msgspec.UNSET
+        last = Place.of(found[size - 1]) if len(found) > size else None
+        more = msgspec.UNSET if last is None else f"{last.created_us}.{last.id}"
         await _answer(exchange, wire.ApiKeyList([_key(key) for key in found[:size]], more))
 
     async def _get(self, exchange: Exchange, key_id: str) -> None:
@@ -284,7 +290,8 @@ class Management(Routes):
             admin_keys.rotate,
             who,
             key_id,
-            overlap_us=OVERLAP_US if until_us is None else until_us - now_us,
+            # "now" of a client is in the past here: it means that the old secret stops at once
+            overlap_us=OVERLAP_US if until_us is None else max(0, until_us - now_us),
             expires_us=_moment(asked.expire_time, "expireTime"),
             now_us=now_us,
         )
@@ -297,7 +304,10 @@ class Management(Routes):
 
     async def _validation(self, exchange: Exchange) -> None:
         caller = await self._door.identify(exchange, management=True)
-        key = await self._read(keys.get, caller.key_id)
+        try:
+            key = await self._read(keys.get, caller.key_id)
+        except NotFound:  # deleted in these two seconds
+            raise keys.unknown() from None
         await _answer(
             exchange,
             wire.ManagementKey(
@@ -345,13 +355,18 @@ class Management(Routes):
     async def _models(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
         team, limits = await self._read(admin_limits.on_models, who, team_id)
+        own = await self._read(prices.of_team, team_id, self._now_us())
+        price_of = partial(self._pipeline.charging.price_of_team, team.tier, own)
         cluster = wire.ClusterConfig(
             CLUSTER,
             [
-                _language_model(model, weights, self._scopes.rates_on(model.name, team.tier, limits))
+                _language_model(model, weights, price_of(model), self._scopes.rates_on(model.name, team.tier, limits))
                 for model, weights in self._pipeline.offers("language")
             ],
-            [_embedding_model(*offer) for offer in self._pipeline.offers("embedding")],
+            [
+                _embedding_model(model, weights, price_of(model))
+                for model, weights in self._pipeline.offers("embedding")
+            ],
             [],
             [],
             [],
@@ -545,6 +560,16 @@ class _Query:
         return year * 100 + (month or 1)
 
 
+def _place(token: str | None) -> Place | None:
+    """Where a page of keys begins. The key that stood there may be deleted meanwhile. Raises `BadRequest`."""
+    if token is None:
+        return None
+    created, dot, ident = token.partition(".")
+    if not (dot and created.isascii() and created.isdigit() and len(created) < 19 and ident.isprintable()):
+        raise BadRequest("There is no page of this name.", param="paginationToken", code="invalid_value")
+    return Place(int(created), ident)
+
+
 def _wrong(param: str, expected: str) -> BadRequest:
     return BadRequest(f"`{param}`: expected {expected}.", param=param, code="invalid_value")
 
@@ -570,7 +595,10 @@ def _in_our_words() -> Iterator[None]:
     try:
         yield
     except JubalError as error:
-        error.param = PARAMS.get(error.param or "", error.param)
+        if (param := error.param) in PARAMS:
+            error.param = PARAMS[param]
+            if error.message.startswith(f"{param} "):
+                error.message = error.param + error.message.removeprefix(param)
         raise
 
 
@@ -664,16 +692,23 @@ def _description(endpoint: str) -> str:
     return ENDPOINTS.get(endpoint, "Every endpoint.")
 
 
-def _language_model(model: Model, weights: Weights, rates: Rates) -> wire.ClusterLanguageModel:
+def _language_model(model: Model, weights: Weights, price: Price, rates: Rates) -> wire.ClusterLanguageModel:
+    long = price.long_context or NO_LONG_CONTEXT
+    sees = "image" in model.input and "image" in weights.input
     return wire.ClusterLanguageModel(
         name=model.name,
         version=weights.name,
         input_modalities=[kind.upper() for kind in model.input if kind in weights.input],
         output_modalities=["TEXT"],
-        prompt_text_token_price=str(model.price.input),
-        prompt_image_token_price=str(model.price.input if "image" in model.input and "image" in weights.input else 0),
-        cached_prompt_token_price=str(model.price.cached_input),
-        completion_text_token_price=str(model.price.output),
+        prompt_text_token_price=str(price.input),
+        prompt_image_token_price=str((price.input if price.image is None else price.image) if sees else 0),
+        cached_prompt_token_price=str(price.cached_input),
+        completion_text_token_price=str(price.output),
+        prompt_text_token_price_long_context=str(long.input),
+        cached_prompt_token_price_long_context=str(long.cached_input),
+        completion_token_price_long_context=str(long.output),
+        long_context_threshold=str(long.threshold),
+        search_price=str(round(price.tool_fee("web_search") * 1000 / wire.CENT)),
         rps=wire.rate(rates.rps),
         rpm=wire.rate(rates.rpm),
         tpm=wire.rate(rates.tpm),
@@ -684,13 +719,13 @@ def _language_model(model: Model, weights: Weights, rates: Rates) -> wire.Cluste
     )
 
 
-def _embedding_model(model: Model, weights: Weights) -> wire.ClusterEmbeddingModel:
+def _embedding_model(model: Model, weights: Weights, price: Price) -> wire.ClusterEmbeddingModel:
     return wire.ClusterEmbeddingModel(
         name=model.name,
         version=weights.name,
         input_modalities=["TEXT"],
         output_modalities=["EMBEDDING"],
-        prompt_text_token_price=str(model.price.input),
+        prompt_text_token_price=str(price.input),
         cluster=CLUSTER,
         aliases=list(model.aliases),
     )
@@ -719,9 +754,9 @@ def _lines(bill: Bill) -> list[wire.InvoiceLine]:
             unit_type=line.unit,
             unit_price=str(round(line.ticks * 1_000_000 / wire.CENT / line.quantity) if line.quantity else 0),
             num_units=str(line.quantity),
-            amount=wire.cents(line.ticks),
+            amount=amount,
         )
-        for line in bill.lines
+        for line, amount in zip(bill.lines, wire.shares(line.ticks for line in bill.lines), strict=True)
     ]
 
 
@@ -729,8 +764,9 @@ def _cycle(month: int) -> wire.BillingCycle:
     return wire.BillingCycle(month // 100, month % 100)
 
 
-def _preview(bill: Bill, limit: int | None, prepaid: Prepaid) -> wire.InvoicePreview:
+def _preview(bill: Bill, limit: int | None, left: Prepaid) -> wire.InvoicePreview:
     total = wire.cents(bill.total)
+    free, prepaid, due = wire.shares((bill.from_free, bill.from_prepaid, bill.due))
     return wire.InvoicePreview(
         wire.CoreInvoice(
             lines=_lines(bill),
@@ -738,13 +774,13 @@ def _preview(bill: Bill, limit: int | None, prepaid: Prepaid) -> wire.InvoicePre
             vat_cost="0",
             amount_after_vat=total,
             auto_credits_issued="0",
-            default_credits_issued=wire.cents(bill.from_free),
-            total_with_corr=wire.Cents(wire.cents(bill.due)),
-            prepaid_credits=wire.Cents(wire.cents(-prepaid.left)),
-            prepaid_credits_used=wire.Cents(wire.cents(bill.from_prepaid)),
+            default_credits_issued=free,
+            total_with_corr=wire.Cents(due),
+            prepaid_credits=wire.Cents(wire.cents(-left.left)),
+            prepaid_credits_used=wire.Cents(prepaid),
         ),
         effective_spending_limit=None if limit is None else wire.cents(limit),
-        default_credits=wire.cents(bill.from_free),
+        default_credits=free,
         billing_cycle=_cycle(bill.month),
     )
 
@@ -756,7 +792,7 @@ def _invoice(bill: Bill) -> wire.Invoice:
         invoice_id=f"{bill.team_id}:{name}",
         invoice_number=name,
         create_time=wire.stamp(ledger.first_us(ledger.next_month(bill.month))),
-        invoice_status="PENDING" if bill.due else "PAID",
+        invoice_status="PENDING" if bill.open else "PAID",
         billing_cycle=_cycle(bill.month),
         lines=_lines(bill),
         subtotal=wire.cents(bill.total),

@@ -5,6 +5,7 @@ JSON as proto3 writes it: camelCase, 64-bit numbers as strings, times as RFC 333
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -60,6 +61,17 @@ def whole(text: str | int | None, param: str) -> int | None:
 def cents(ticks: int) -> str:
     """The nearest whole number of US cents."""
     return str(round(ticks / CENT))
+
+
+def shares(ticks: Iterable[int]) -> list[str]:
+    """Amounts as whole numbers of cents that add up to the cents of their sum: each is less than a cent away from its own."""
+    shown, before, sum_ticks = [], 0, 0
+    for one in ticks:
+        sum_ticks += one
+        after = round(sum_ticks / CENT)
+        shown.append(str(after - before))
+        before = after
+    return shown
 
 
 # --------------------------------------------------------------------------------------------------------- one's own key
@@ -279,8 +291,9 @@ class Features(msgspec.Struct, rename="camel"):
 
 
 class ClusterLanguageModel(msgspec.Struct, rename="camel"):
-    """Prices: ticks (1e-10 US dollars) for each token. rps, rpm, tpm: the most that the team may do with this model, by its limits
-    on the model and on all models; "0": no limit."""
+    """Prices: ticks (1e-10 US dollars) for each token, as the team pays them. The long ones are of requests whose prompt reaches
+    the threshold; "0" where there are none. search_price: cents for 1,000 searches of the web. rps, rpm, tpm: the most that
+    the team may do with this model, by its limits on the model and on all models; "0": no limit."""
 
     name: str
     version: str
@@ -290,6 +303,11 @@ class ClusterLanguageModel(msgspec.Struct, rename="camel"):
     prompt_image_token_price: str
     cached_prompt_token_price: str
     completion_text_token_price: str
+    prompt_text_token_price_long_context: str
+    cached_prompt_token_price_long_context: str
+    completion_token_price_long_context: str
+    long_context_threshold: str
+    search_price: str
     rps: str
     rpm: str
     tpm: str
@@ -457,7 +475,7 @@ TopUp = _TopUp
 
 
 class InvoiceLine(msgspec.Struct, rename="camel"):
-    """unit_price: 1e-6 cent for each unit, on average. amount: cents."""
+    """unit_price: 1e-6 cent for each unit, on average. amount: cents; those of all lines add up to the subtotal."""
 
     cluster_name: str
     description: str
