@@ -234,7 +234,7 @@ async def test_two_gateways_that_count_never_overspend(store: Store) -> None:
         ended = await asyncio.gather(*asked, return_exceptions=True)
         good = sum(isinstance(events, list) for events in ended)
         assert all(isinstance(one, list | OutOfCredit) for one in ended)
-        assert good >= 3
+        assert good >= 2, "the first may hold by the bytes, and what it leaves is for one by the count"
         rows = [*first.log.rows, *second.log.rows]
         assert len(rows) == good
         assert all(row.drawn_ticks == row.cost_in_usd_ticks for row in rows), "none cost more than was held"

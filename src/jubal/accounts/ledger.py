@@ -137,20 +137,12 @@ def _charge(conn: Connection, team_id: str, used: list[Used]) -> list[Transfer]:
     """The transfers of one team's requests, whose sum is taken off its accounts already."""
     total = sum(one.ticks for one in used)
     month = month_of(max(one.created_us for one in used))
-    # Most teams have no credit and owe; then one statement does, and it fits no other team.
-    mark = driver.marks(conn, 1)
-    owes = driver.execute(
-        conn,
-        f"UPDATE balances SET receivable_ticks = receivable_ticks - {mark}, revenue_ticks = revenue_ticks + {mark}, "  # noqa: S608
-        f"spent_ticks = spent_ticks + {mark} "
-        f"WHERE team_id = {mark} AND month >= {mark} AND grant_ticks <= 0 AND prepaid_ticks <= 0",
-        (total, total, total, team_id, month),
-    )
-    if owes:
-        return [
-            Transfer(one.request_id, team_id, "receivable", "revenue", one.ticks, "usage", one.created_us)
-            for one in used
-        ]
+    for account in reversed(PAYS):  # most teams have no credit, and owe
+        if _pays_alone(conn, account, team_id, month, total):
+            return [
+                Transfer(one.request_id, team_id, account, "revenue", one.ticks, "usage", one.created_us)
+                for one in used
+            ]
     balance = turn_month(conn, locked(conn, team_id), month)
     left = {"grant": balance.grant, "prepaid": balance.prepaid}
     posted = [piece for one in used for piece in _pieces(one, left)]
@@ -168,6 +160,27 @@ def _charge(conn: Connection, team_id: str, used: list[Used]) -> list[Transfer]:
         )
     )
     return posted
+
+
+PAYS_ALONE: Final[dict[Account, str]] = {
+    "grant": "grant_ticks >= {mark}",
+    "prepaid": "grant_ticks <= 0 AND prepaid_ticks >= {mark}",
+    "receivable": "grant_ticks <= 0 AND prepaid_ticks <= 0",
+}
+"""When one account pays for all of so many ticks: no two of these fit the same team."""
+
+
+def _pays_alone(conn: Connection, account: Account, team_id: str, month: int, total: int) -> bool:
+    """Takes all of `total` off one account where that is the one to pay, in the month that the team's accounts are in. So it nearly
+    always is; only where an account is used up in the middle, or a month begins, has more to be known."""
+    mark = driver.marks(conn, 1)
+    statement = (
+        f"UPDATE balances SET {account}_ticks = {account}_ticks - {mark}, revenue_ticks = revenue_ticks + {mark}, "  # noqa: S608
+        f"spent_ticks = spent_ticks + {mark} WHERE team_id = {mark} AND month >= {mark} AND {PAYS_ALONE[account]}"
+    )
+    statement = statement.format(mark=mark)
+    parameters = (total, total, total, team_id, month, total)[: statement.count(mark)]
+    return driver.execute(conn, statement, parameters) > 0
 
 
 def _pieces(one: Used, left: dict[str, int]) -> list[Transfer]:

@@ -14,9 +14,10 @@ from jubal.accounts.ledger import month_of
 from jubal.accounts.tables import balances, prices
 from jubal.accounts.upserts import upsert
 from jubal.core.errors import BadRequest, NotFound
-from jubal.core.generation import Generation, ImagePart
+from jubal.core.generation import Generation, ImagePart, Message
 from jubal.core.money import BASIS_POINTS, TICKS_PER_USD, TOOL_FEES, LongContext, Price, exact_usd
 from jubal.core.server_tools import KIND
+from jubal.core.values import value
 
 ANY_MODEL: Final = "*"
 RATES: Final = ("input", "cached_input", "output", "image", "reasoning", "request")
@@ -193,7 +194,7 @@ SENSIBLE_ANSWER_TOKENS: Final = 16
 """An answer that nobody bounded is made shorter where credit is short, but not shorter than this."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Ceiling:
     """The most a request may cost. fixed: ticks of its prompt and whatever else its answer's length doesn't change.
     tokens: the longest answer; per_token: ticks of each of its tokens, all choices together. bounded: the caller said so.
@@ -276,32 +277,36 @@ def prompt_tokens_max(generation: Generation) -> int:
 
     What templates put around it is allowed for generously, but nobody can know it: see docs/decisions/ledger.md.
     """
-    texts: list[str] = [prompt for prompt in generation.prompts if isinstance(prompt, str)]
-    texts.append(generation.suffix or "")
-    ids = sum(len(prompt) for prompt in generation.prompts if not isinstance(prompt, str))
-    images = 0
+    tokens = TOKENS_PER_REQUEST + TOKENS_PER_MESSAGE * (len(generation.messages) + len(generation.prompts))
+    for prompt in generation.prompts:
+        tokens += _bytes(prompt) if isinstance(prompt, str) else len(prompt)
     for message in generation.messages:
         for part in message.parts:
-            if isinstance(part, ImagePart):
-                images += 1
-            else:
-                texts.append(part.text)
-        texts += (message.name or "", message.reasoning or "", message.tool_call_id or "")
-        for call in message.calls:
-            texts += (call.id, call.name, call.arguments)
-    pieces = len(generation.messages) + len(generation.prompts)
-    tokens = ids + TOKENS_PER_REQUEST + TOKENS_PER_MESSAGE * pieces + TOKENS_PER_IMAGE * images
+            tokens += TOKENS_PER_IMAGE if isinstance(part, ImagePart) else _bytes(part.text)
+        for text in (message.name, message.reasoning, message.tool_call_id, *_texts_of(message)):
+            if text:
+                tokens += _bytes(text)
+    if generation.suffix:
+        tokens += _bytes(generation.suffix)
+    if generation.output is not None and generation.output.schema:
+        tokens += _bytes(generation.output.schema)
     if generation.tools.wanted:
         for function in generation.tools.functions:
-            texts += (function.name, function.description, function.parameters or "")
-            tokens += TOKENS_PER_FUNCTION
-    if generation.output is not None:
-        texts.append(generation.output.schema or "")
+            tokens += TOKENS_PER_FUNCTION + utf8_bytes((function.name, function.description, function.parameters or ""))
     if generation.tools.wanted or generation.output is not None or generation.reasoning not in (None, "none"):
         tokens += TOKENS_OF_INSTRUCTIONS
-    return tokens + utf8_bytes(texts)
+    return tokens
+
+
+def _texts_of(message: Message) -> Iterable[str]:
+    """What its calls say."""
+    return [text for call in message.calls for text in (call.id, call.name, call.arguments)] if message.calls else ()
 
 
 def utf8_bytes(texts: Iterable[str]) -> int:
     """Bytes of UTF-8, without making them where the text is ASCII. A lone surrogate counts as three."""
-    return sum(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return sum(map(_bytes, texts))
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -93,20 +93,19 @@ class Charging:
         terms = tier.terms(caller.prepaid)
         if terms is None or self._credit is None:
             return Held(), generation
-        bound = partial(
-            prices.ceiling,
-            generation,
-            price,
-            window=window(model),
-            answer_tokens_max=tier.answer_tokens_max,
-            more_prompt=self._more_prompt.get(model.name, 0),
-            more_answer=self._more_answer.get(model.name, 0),
-        )
-        ceiling = bound()
-        if not ceiling.ticks:
+        facts: Bounding = {
+            "window": window(model),
+            "answer_tokens_max": tier.answer_tokens_max,
+            "more_prompt": self._more_prompt.get(model.name, 0),
+            "more_answer": self._more_answer.get(model.name, 0),
+        }
+        ceiling = prices.ceiling(generation, price, **facts)
+        ticks = ceiling.ticks
+        if not ticks:
             return Held(), generation
-        hold = self._credit.try_hold(caller.team_id, ceiling.ticks, request_id)
+        hold = self._credit.try_hold(caller.team_id, ticks, request_id)
         if hold is None:
+            bound = partial(prices.ceiling, generation, price, **facts)
             hold_of = partial(self._hold_of, self._credit, caller.team_id, terms, request_id)
             if count is None or not prices.countable(generation):
                 hold = await hold_of(ceiling)
@@ -151,6 +150,15 @@ class Charging:
         for over, known in ((prompt, self._more_prompt), (answer, self._more_answer)):
             if over > 0 and len(known) < LEARNT_MAX:
                 known[model.name] = known.get(model.name, 0) + over
+
+
+class Bounding(TypedDict):
+    """What `prices.ceiling` has to know beside the request and its price."""
+
+    window: int | None
+    answer_tokens_max: int
+    more_prompt: int
+    more_answer: int
 
 
 class Costs(TypedDict):

@@ -377,6 +377,9 @@ class Pipeline:
 
     def _window(self, model: Model) -> int | None:
         """Tokens that no request for a model can exceed, whichever of its engines answers. None: not known."""
+        if not model.fallback:  # nearly always
+            only = self.engines[model.engine].engine.weights(model.upstream).context
+            return only if model.context is None else model.context if only is None else min(only, model.context)
         held = [self.engines[name].engine.weights(model.upstream).context for name in (model.engine, *model.fallback)]
         known = [window for window in held if window is not None]
         windows = [max(known)] if len(known) == len(held) else []
