@@ -114,12 +114,10 @@ class MemoryLimiter:
         now_us = round(self._clock() * 1e6)
         tokens = max(0, tokens)
         meters = [self._meter(scope, now_us) for scope in scopes]
-        for scope, meter in zip(scopes, meters, strict=True):
-            if not meter.fits(scope, tokens):
+        for meter in meters:
+            if not meter.fits(tokens):
                 raise _refusal(scopes, meters, tokens)
-        for scope, meter in zip(scopes, meters, strict=True):
-            meter.take(scope, tokens)
-        left = [meter.left(scope) for scope, meter in zip(scopes, meters, strict=True)]
+        left = [meter.take(tokens) for meter in meters]
         return ticket(scopes, left, tokens, now_us // MINUTE_US)
 
     async def take(self, scopes: ScopeSet, tokens: int) -> Ticket:
@@ -155,7 +153,7 @@ class MemoryLimiter:
         if meter is None:
             if len(self._meters) >= self._sweep_at:
                 self._sweep(now_us)
-            meter = self._meters[scope.key] = _Meter()
+            meter = self._meters[scope.key] = _Meter(scope)
         meter.turn_to(now_us, scope)
         return meter
 
@@ -183,12 +181,12 @@ class _Meter:
 
     __slots__ = ("at_us", "epoch", "held", "held_before", "minute", "scope", "second", "taken", "used")
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope) -> None:
         self.at_us = 0
         self.epoch = 0
         self.second = self.minute = self.taken = self.used = 0
         self.held = self.held_before = 0
-        self.scope: Scope | None = None
+        self.scope = scope
 
     def turn_to(self, now_us: int, scope: Scope) -> None:
         """Empties the buckets by what has left since they were last looked at. Where a limit is gone, so is what it counted."""
@@ -225,8 +223,9 @@ class _Meter:
                 self.epoch, began_us = epoch, now_us
         return began_us
 
-    def fits(self, scope: Scope, tokens: int) -> bool:
+    def fits(self, tokens: int) -> bool:
         """One more request of so many tokens can be taken now."""
+        scope = self.scope
         rps, rpm, tpm = scope.rps, scope.rpm, scope.tpm
         return (
             (rps is None or self.second <= (rps - 1) * SECOND_US)
@@ -234,7 +233,9 @@ class _Meter:
             and (tpm is None or self.taken <= (tpm - tokens) * MINUTE_US)
         )
 
-    def take(self, scope: Scope, tokens: int) -> None:
+    def take(self, tokens: int) -> Left:
+        """What is left afterwards."""
+        scope = self.scope
         if scope.rps is not None:
             self.second += SECOND_US
         if scope.rpm is not None:
@@ -242,12 +243,13 @@ class _Meter:
         if scope.tpm is not None:
             self.taken += tokens * MINUTE_US
             self.held += tokens
+        return self.left()
 
     def settle(self, epoch: int, took: int, used: int) -> None:
         """A request that took some tokens in the minute `epoch` has ended, and used fewer or more."""
-        over = max(0, used - took)
+        over = used - took if used > took else 0
         if epoch == self.epoch:
-            self.held = max(0, self.held - took)
+            self.held = self.held - took if self.held > took else 0
         elif epoch == self.epoch - 1:
             self.held_before = max(0, self.held_before - took)
         else:  # what it took counts as used already
@@ -255,8 +257,9 @@ class _Meter:
         self.used += used * MINUTE_US
         self.taken += over * MINUTE_US
 
-    def left(self, scope: Scope) -> Left:
+    def left(self) -> Left:
         """0 where more was used than the limit, or there is none."""
+        scope = self.scope
         rps, rpm, tpm = scope.rps, scope.rpm, scope.tpm
         return (
             0 if rps is None else _less(rps * SECOND_US, self.second, 1) // SECOND_US,
@@ -265,8 +268,7 @@ class _Meter:
         )
 
     def is_idle(self, now_us: int) -> bool:
-        if self.scope is not None:
-            self.turn_to(now_us, self.scope)
+        self.turn_to(now_us, self.scope)
         return not (self.second or self.minute or self.taken or self.used or self.held or self.held_before)
 
 
@@ -290,7 +292,7 @@ def _refusal(scopes: ScopeSet, meters: list[_Meter], tokens: int) -> TooFast:
         ):
             if wait_us > longest:
                 longest, worst = wait_us, (scope, kind)
-    left = [meter.left(scope) for scope, meter in zip(scopes, meters, strict=True)]
+    left = [meter.left() for meter in meters]
     return refusal(scopes, left, scopes.index(worst[0]), worst[1], tokens, longest)
 
 

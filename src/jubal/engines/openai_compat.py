@@ -286,15 +286,15 @@ FINISH_REASON: Final[dict[str, FinishReason]] = {
 class StreamDecoder(ABC, Generic[C]):
     """Feeds on the bytes of a streamed completion, cut anywhere, and yields events; the last one is `TurnEnded`.
 
-    chunk: the wire model of a chunk. How one choice of it reads is the dialect's. stops: the stop strings that were asked for:
-    what else an engine names as the reason is none of them.
+    chunks: reads a chunk. How one choice of it reads is the dialect's. stops: the stop strings that were asked for: what else an
+    engine names as the reason is none of them.
     """
 
-    def __init__(self, choices: int, chunk: type[CompletionChunk[C]], stops: tuple[str, ...]) -> None:
-        self._chunk = chunk
+    def __init__(self, choices: int, chunks: msgspec.json.Decoder[CompletionChunk[C]], stops: tuple[str, ...]) -> None:
+        self._chunk = chunks.type
         self._asked_stops = stops
         self._stops: dict[int, str] = {}
-        self._decode = msgspec.json.Decoder(chunk).decode
+        self._decode = chunks.decode
         self._sse = SSEDecoder()
         self._choices = choices
         self._reasons: dict[int, FinishReason] = {}
@@ -340,7 +340,7 @@ class StreamDecoder(ABC, Generic[C]):
             # The careful way for chunks whose text is not Unicode: characters cut in half between two events.
             self._mender = self._mender or _Mender()
             chunk = self._mender.chunk(payload, self._chunk)
-        if bytes(chunk.error) not in (b"", b"null"):
+        if (error := bytes(chunk.error)) and error != b"null":
             raise _reported(503 if not self._begun else 200, payload)
         self._begun = True
         for choice in chunk.choices:
@@ -374,15 +374,18 @@ class StreamDecoder(ABC, Generic[C]):
     def _end(self) -> TurnEnded:
         self.ended = True
         indices = range(self._choices)
-        stops = tuple(self._stops.get(index) for index in indices) if self._stops else ()
-        return TurnEnded(tuple(self._reasons.get(index, "stop") for index in indices), self._usage, stops)
+        stops = tuple([self._stops.get(index) for index in indices]) if self._stops else ()
+        return TurnEnded(tuple([self._reasons.get(index, "stop") for index in indices]), self._usage, stops)
+
+
+_CHUNKS: Final = msgspec.json.Decoder(CompletionChunk[_Choice])
 
 
 class ChatDecoder(StreamDecoder[_Choice]):
     """The decoder of chat completions: reasoning is taken apart, calls become whole."""
 
     def __init__(self, choices: int, stops: tuple[str, ...] = ()) -> None:
-        super().__init__(choices, CompletionChunk[_Choice], stops)
+        super().__init__(choices, _CHUNKS, stops)
         self._calls: dict[tuple[int, int], _OpenCall] = {}
         self._splitters: dict[int, ThinkSplitter] = {}
         self._decided: set[int] = set()
@@ -410,12 +413,16 @@ class ChatDecoder(StreamDecoder[_Choice]):
                 self._collect(index, delta.tool_calls)
         if choice.finish_reason is not None and index not in self._reasons:
             self._reasons[index] = FINISH_REASON.get(choice.finish_reason, "stop")
-            yield from self._held_back(index)
-            yield from self._whole_calls(index)
+            if self._splitters:
+                yield from self._held_back(index)
+            if self._calls:
+                yield from self._whole_calls(index)
 
     def _split(self, index: int, text: str, told: _Logprobs | None) -> Iterator[TextDelta | ReasoningDelta]:
         """The beginning of a choice, where `<think>` may stand."""
-        splitter = self._splitters.setdefault(index, ThinkSplitter())
+        splitter = self._splitters.get(index)
+        if splitter is None:
+            splitter = self._splitters[index] = ThinkSplitter()
         for is_thought, piece in splitter.feed(text):
             if is_thought:
                 yield ReasoningDelta(piece, index)
@@ -424,6 +431,7 @@ class ChatDecoder(StreamDecoder[_Choice]):
                 yield TextDelta(piece, index, likely)
         if splitter.decided:
             self._decided.add(index)
+            del self._splitters[index]
 
     def _held_back(self, index: int) -> Iterator[TextDelta | ReasoningDelta]:
         """What could have become a tag and did not."""

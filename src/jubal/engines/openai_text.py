@@ -78,11 +78,14 @@ class _Choice(WireChoice, gc=False):
     logprobs: _Logprobs | None = None
 
 
+_CHUNKS: Final = msgspec.json.Decoder(CompletionChunk[_Choice])
+
+
 class TextDecoder(StreamDecoder[_Choice]):
     """The decoder of legacy completions."""
 
     def __init__(self, choices: int, stops: tuple[str, ...] = ()) -> None:
-        super().__init__(choices, CompletionChunk[_Choice], stops)
+        super().__init__(choices, _CHUNKS, stops)
         self._held: dict[int, tuple[TokenLogprob, ...]] = {}
 
     def _choice(self, choice: _Choice) -> Iterator[EngineEvent]:
