@@ -65,7 +65,7 @@ async def gateway(store: Store, clock: Clock, **options: float) -> AsyncIterator
 
 
 def add(store: Store, ticks: int) -> None:
-    store.transact(credits.add, team_id=TEAM, ticks=ticks, now_us=NOW_US)
+    store.transact(credits.book, "add", team_id=TEAM, ticks=ticks, now_us=NOW_US)
 
 
 def standing(store: Store, clock: Clock) -> Standing:

@@ -82,7 +82,7 @@ def test_a_payment_closes_what_was_due_first(store: Store) -> None:
 
     assert still_open() == (3_000_000, 300_000)
     for ticks, left in ((1_000_000, (2_000_000, 300_000)), (2_100_000, (0, 200_000)), (500_000, (0, 0))):
-        store.transact(credits.pay, team_id=team.id, ticks=ticks, now_us=NOW_US)
+        store.transact(credits.book, "pay", team_id=team.id, ticks=ticks, now_us=NOW_US)
         assert still_open() == left
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import credits, keys, ledger, tables, usage
-from jubal.accounts.credits import Terms
+from jubal.accounts.credits import Booking, Terms
 from jubal.accounts.ledger import ACCOUNTS, Balance, Transfer, Used
 from jubal.accounts.store import GroupCommit, Store
 from jubal.accounts.usage import UsageRow
@@ -49,7 +49,7 @@ def in_order(store: Store) -> None:
 
 def test_what_expires_pays_first_then_what_is_paid_then_what_is_owed(store: Store) -> None:
     grant(store, 100)
-    store.transact(credits.add, team_id="team", ticks=50, now_us=NOW_US)
+    store.transact(credits.book, "add", team_id="team", ticks=50, now_us=NOW_US)
     store.transact(usage.record, [row("a", 70)])
     store.transact(usage.record, [row("b", 60), row("c", 30)])
     assert pieces(store) == [
@@ -67,7 +67,7 @@ def test_what_expires_pays_first_then_what_is_paid_then_what_is_owed(store: Stor
 
 def test_one_request_over_all_three(store: Store) -> None:
     grant(store, 5)
-    store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US)
+    store.transact(credits.book, "add", team_id="team", ticks=5, now_us=NOW_US)
     store.transact(usage.record, [row("a", 12)])
     assert pieces(store) == [("a", "grant", 5), ("a/2", "prepaid", 5), ("a/3", "receivable", 2)]
     in_order(store)
@@ -121,24 +121,46 @@ def test_a_transfer_is_posted_once_by_its_id(store: Store) -> None:
 @pytest.mark.parametrize("ticks", [0, -1, ledger.TICKS_MAX + 1])
 def test_an_amount_that_is_none(store: Store, ticks: int) -> None:
     with pytest.raises(BadRequest):
-        store.transact(credits.add, team_id="team", ticks=ticks, now_us=NOW_US)
+        store.transact(credits.book, "add", team_id="team", ticks=ticks, now_us=NOW_US)
     assert balance(store) == Balance("team")
 
 
 def test_a_payment_that_comes_again_is_the_first_one(store: Store) -> None:
-    first = store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US, note="card", id="order 17")
-    again = store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US + 9, id="order 17")
+    first, _ = store.transact(credits.book, "add", team_id="team", ticks=5, now_us=NOW_US, note="card", id="order 17")
+    again, _ = store.transact(credits.book, "add", team_id="team", ticks=5, now_us=NOW_US + 9, id="order 17")
     assert again == first
     assert balance(store).prepaid == 5
+
+
+@pytest.mark.parametrize(("booking", "left"), [("add", (15, 0)), ("pay", (10, 5)), ("refund", (5, 0))])
+def test_what_is_booked_with_an_id_is_booked_once(store: Store, booking: Booking, left: tuple[int, int]) -> None:
+    store.transact(credits.book, "add", team_id="team", ticks=10, now_us=NOW_US)
+    made = [
+        store.transact(credits.book, booking, team_id="team", ticks=5, now_us=NOW_US + n, id="order 17")
+        for n in range(3)
+    ]
+    assert [new for _, new in made] == [True, False, False]
+    assert len({transfer for transfer, _ in made}) == 1
+    assert (balance(store).prepaid, balance(store).receivable) == left
+    in_order(store)
+
+
+def test_a_refund_that_comes_again_is_told_though_nothing_is_left(store: Store) -> None:
+    store.transact(credits.book, "add", team_id="team", ticks=5, now_us=NOW_US)
+    for _ in range(2):
+        store.transact(credits.book, "refund", team_id="team", ticks=5, now_us=NOW_US, id="back")
+    assert balance(store).prepaid == 0
+    with pytest.raises(BadRequest, match="another payment"):
+        store.transact(credits.book, "add", team_id="team", ticks=5, now_us=NOW_US, id="back")
 
 
 @pytest.mark.parametrize("changes", [{"team_id": "other"}, {"ticks": 6}])
 def test_the_id_of_another_payment_is_refused_and_not_taken_for_done(store: Store, changes: dict[str, object]) -> None:
     """The answer said that the credit was added, and it was not."""
     payment: dict[str, object] = {"team_id": "team", "ticks": 5, "now_us": NOW_US, "id": "order 17"}
-    store.transact(credits.add, **payment)  # type: ignore[arg-type]
+    store.transact(credits.book, "add", **payment)  # type: ignore[arg-type]
     with pytest.raises(BadRequest, match="another payment"):
-        store.transact(credits.add, **payment | changes)  # type: ignore[arg-type]
+        store.transact(credits.book, "add", **payment | changes)  # type: ignore[arg-type]
     assert (balance(store).prepaid, balance(store, "other").prepaid) == (5, 0)
 
 
@@ -147,7 +169,7 @@ def test_a_payment_takes_no_id_that_the_ledger_needs(store: Store, id: str) -> N
     """A payment with the id of next month's grant kept that grant away."""
     grant(store, 7)
     with pytest.raises(BadRequest):
-        store.transact(credits.add, team_id="team", ticks=5, now_us=NOW_US, id=id)
+        store.transact(credits.book, "add", team_id="team", ticks=5, now_us=NOW_US, id=id)
     grant(store, 7, NEXT_US)
     assert balance(store).grant == 7
     in_order(store)
@@ -155,9 +177,9 @@ def test_a_payment_takes_no_id_that_the_ledger_needs(store: Store, id: str) -> N
 
 def test_an_account_that_would_not_fit_into_the_stores_integers(store: Store) -> None:
     """SQLite went on in floating point, and PostgreSQL refused the statement."""
-    store.transact(credits.add, team_id="team", ticks=ledger.TICKS_MAX, now_us=NOW_US)
+    store.transact(credits.book, "add", team_id="team", ticks=ledger.TICKS_MAX, now_us=NOW_US)
     with pytest.raises(BadRequest, match="at most"):
-        store.transact(credits.add, team_id="team", ticks=1, now_us=NOW_US)
+        store.transact(credits.book, "add", team_id="team", ticks=1, now_us=NOW_US)
     assert balance(store).prepaid == ledger.TICKS_MAX
     in_order(store)
 
@@ -166,12 +188,12 @@ def test_what_a_grant_that_expired_covered_is_not_refunded(store: Store) -> None
     """5 granted last month and 10 prepaid; 8 are set aside. Only 2 can go back, as the grant is over."""
     grant(store, 5)
     grant(store, 0)
-    store.transact(credits.add, team_id="team", ticks=10, now_us=NOW_US)
+    store.transact(credits.book, "add", team_id="team", ticks=10, now_us=NOW_US)
     terms = {"fresh": True, "least": 8, "wanted": 8, "terms": Terms(), "now_us": NEXT_US - 1, "lease_us": 10 * DAY_US}
     store.transact(credits.take, reserve_id="one", team_id="team", gateway="g", **terms)  # type: ignore[arg-type]
     with pytest.raises(BadRequest, match="Only"):
-        store.transact(credits.refund, team_id="team", ticks=3, now_us=NEXT_US)
-    store.transact(credits.refund, team_id="team", ticks=2, now_us=NEXT_US)
+        store.transact(credits.book, "refund", team_id="team", ticks=3, now_us=NEXT_US)
+    store.transact(credits.book, "refund", team_id="team", ticks=2, now_us=NEXT_US)
     assert (balance(store).prepaid, balance(store).grant) == (8, 0)
 
 
@@ -226,7 +248,7 @@ def test_a_team_that_left_its_tier_keeps_the_month_and_gets_no_more(store: Store
 
 
 def test_prepaid_credit_does_not_expire(store: Store) -> None:
-    store.transact(credits.add, team_id="team", ticks=50, now_us=NOW_US)
+    store.transact(credits.book, "add", team_id="team", ticks=50, now_us=NOW_US)
     grant(store, 100, NEXT_US + 400 * DAY_US)
     assert balance(store).prepaid == 50
 
@@ -259,7 +281,7 @@ def tamper(conn: Connection, statement: str) -> None:
     ],
 )  # fmt: skip
 def test_what_does_not_agree_is_found(store: Store, statement: str, what: str) -> None:
-    store.transact(credits.add, team_id="team", ticks=50, now_us=NOW_US)
+    store.transact(credits.book, "add", team_id="team", ticks=50, now_us=NOW_US)
     store.transact(usage.record, [row("a", 30), row("b", 7)])
     in_order(store)
     store.transact(tamper, statement)
@@ -297,9 +319,9 @@ def test_whatever_happens_the_books_balance(sqlite_store: Store, acts: list[tupl
     for n, (what, ticks, day) in enumerate(sorted(acts, key=lambda act: act[2])):
         now = NOW_US + day * DAY_US
         if what == "add":
-            store.transact(credits.add, team_id=team, ticks=ticks, now_us=now)
+            store.transact(credits.book, "add", team_id=team, ticks=ticks, now_us=now)
         elif what == "pay":
-            store.transact(credits.pay, team_id=team, ticks=ticks, now_us=now)
+            store.transact(credits.book, "pay", team_id=team, ticks=ticks, now_us=now)
         elif what == "grant":
             store.transact(credits.standing, team, now_us=now, monthly_grant=ticks)
         elif what == "take":
@@ -338,7 +360,7 @@ def test_pieces_of_requests_add_up(grant_ticks: int, prepaid: int, costs: list[i
 
 
 def test_a_history_without_requests(store: Store) -> None:
-    store.transact(credits.add, team_id="team", ticks=50, now_us=NOW_US, note="card")
+    store.transact(credits.book, "add", team_id="team", ticks=50, now_us=NOW_US, note="card")
     store.transact(usage.record, [row("a", 30)])
     assert [one.kind for one in store.read(ledger.history, "team", usage=False)] == ["purchase"]
     assert replace(balance(store)).prepaid == 20

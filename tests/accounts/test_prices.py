@@ -273,7 +273,7 @@ def test_an_answer_cut_to_the_credit_costs_no_more(fixed: int, tokens: int, per_
 def test_an_invoice_equals_the_ledger(store: Store) -> None:
     team = store.transact(teams.create, name='=A<b>"', now_us=NOW_US)
     store.transact(credits.standing, team.id, now_us=NOW_US, monthly_grant=3_000_000)
-    store.transact(credits.add, team_id=team.id, ticks=5_000_000, now_us=NOW_US)
+    store.transact(credits.book, "add", team_id=team.id, ticks=5_000_000, now_us=NOW_US)
     rows = []
     for n, (model, price, used, uses) in enumerate(
         [

@@ -426,6 +426,16 @@ def test_usage_is_summed(managed: Managed) -> None:
     assert [point["values"] for point in series["dataPoints"][:2]] == [[0.0, 0.0], [0.0, 0.0]], "one for each day"
     assert series["dataPoints"][2]["values"] == [pytest.approx(sum(costs) / 1e10), 3]
     assert answer["limitReached"] is False
+    for filters, spent in (
+        (["description:grok-4", "description:grok-4"], sum(costs)),
+        (["description:grok-4", "description:grok-beta"], 0),  # all of them have to hold (xai-api.md 21.3)
+        (["NOT description:grok-beta", "NOT description:grok-1"], sum(costs)),
+        (["NOT description:grok-beta", "NOT description:grok-4"], 0),
+    ):
+        asked = {**request, "groupBy": [], "filters": [*request["filters"], *filters]}
+        found = managed.ok("POST", path, {"analyticsRequest": asked}, answers="UsageAnswer")["timeSeries"]
+        told = sum(point["values"][0] for series in found for point in series["dataPoints"])
+        assert told == pytest.approx(spent / 1e10), filters
     (row,) = managed.server.command("usage", "--by", "model", "--key", made["apiKeyId"])
     assert (row["requests"], row["cost_in_usd_ticks"]) == (3, sum(costs))
     preview = managed.ok("GET", "/v1/billing/teams/{team_id}/postpaid/invoice/preview", answers="InvoicePreview")

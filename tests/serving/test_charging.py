@@ -87,7 +87,7 @@ class Bench:
         )
 
     def add(self, ticks: int) -> None:
-        self.store.transact(credits.add, team_id="team", ticks=ticks, now_us=NOW_US)
+        self.store.transact(credits.book, "add", team_id="team", ticks=ticks, now_us=NOW_US)
 
     async def run(self, caller: Caller = PREPAID, asked: Generation = ASKED, request_id: str = "r1") -> list[Event]:
         admitted = self.pipeline.admit(caller, "chat", asked, request_id=request_id)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import driver, ledger, rollups
-from jubal.accounts.ledger import Balance, Mismatch, Transfer, Used
+from jubal.accounts.ledger import Account, Balance, Kind, Mismatch, Transfer, Used
 from jubal.accounts.tables import balances, reserves, transfers, usage
 from jubal.core.errors import BadRequest
 from jubal.core.money import exact_usd
@@ -150,51 +150,51 @@ def _reserved(conn: Connection, team_id: str, now_us: int) -> int:
 # -------------------------------------------------------------------------------------------------------------- credit
 
 
-def add(
-    conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None, id: str | None = None
-) -> Transfer:
-    """A team pays in advance. id: an idempotency key of the caller's; a second call with it changes nothing, and returns the first.
+Booking: TypeAlias = Literal["add", "pay", "refund"]
+"""A team pays in advance, pays what it owes, or gets prepaid credit back."""
+_BOOKED: Final[dict[Booking, tuple[Kind, Account, Account]]] = {
+    "add": ("purchase", "cash", "prepaid"),
+    "pay": ("payment", "cash", "receivable"),
+    "refund": ("refund", "prepaid", "cash"),
+}
 
-    Raises `BadRequest` for an amount that is none, and for an id that is another transfer's.
-    """
-    return add_once(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=note, id=id)[0]
 
-
-def add_once(
-    conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None, id: str | None = None
+def book(
+    conn: Connection,
+    booking: Booking,
+    *,
+    team_id: str,
+    ticks: int,
+    now_us: int,
+    note: str | None = None,
+    id: str | None = None,
 ) -> tuple[Transfer, bool]:
-    """As `add`, and whether this call made it."""
+    """Moves a team's credit by hand; and whether this call did it.
+
+    id: an idempotency key of the caller's; a second call with it changes nothing, and returns the first.
+
+    Raises `BadRequest` for an amount that is none, for an id that is another transfer's, and for a refund of more than is left
+    and not set aside for requests.
+    """
     if id is not None and (not 0 < len(id) <= ID_CHARS_MAX or id.startswith(OWN_IDS)):
         raise BadRequest(
             f"The id of a payment has 1 to {ID_CHARS_MAX} characters, and does not begin with {' or '.join(OWN_IDS)}.",
             param="id",
         )
-    paid = Transfer(id or f"purchase:{uuid.uuid4()}", team_id, "cash", "prepaid", ticks, "purchase", now_us, note)
-    if ledger.post(conn, paid):
-        return paid, True
-    found = ledger.find(conn, paid.id)
-    if found is None or (found.team_id, found.kind, found.ticks) != (team_id, "purchase", ticks):
-        raise BadRequest(f"The id `{paid.id}` is that of another payment already.", param="id", code="id_taken")
-    return found, False
-
-
-def pay(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:
-    """A team pays what it owes. Raises `BadRequest` for an amount that is none."""
-    paid = Transfer(f"payment:{uuid.uuid4()}", team_id, "cash", "receivable", ticks, "payment", now_us, note)
-    ledger.post(conn, paid)
-    return paid
-
-
-def refund(conn: Connection, *, team_id: str, ticks: int, now_us: int, note: str | None = None) -> Transfer:
-    """Prepaid credit goes back to the team. Raises `BadRequest` for more than is left and not set aside for requests."""
+    kind, debit, credit = _BOOKED[booking]
     # Turned first: what is left of last month's grant covers no reserve any more, so prepaid credit must.
     left = ledger.turn_month(conn, ledger.locked(conn, team_id), ledger.month_of(now_us))
-    free = min(left.prepaid, left.credit - _reserved(conn, team_id, now_us))
-    if ticks > free:
+    made = Transfer(id or f"{kind}:{uuid.uuid4()}", team_id, debit, credit, ticks, kind, now_us, note)
+    found = None if id is None else ledger.find(conn, id)
+    if found is not None:
+        if (found.team_id, found.kind, found.ticks) != (team_id, kind, ticks):
+            raise BadRequest(f"The id `{id}` is that of another payment already.", param="id", code="id_taken")
+        return found, False
+    if booking == "refund" and ticks > (free := min(left.prepaid, left.credit - _reserved(conn, team_id, now_us))):
         raise BadRequest(f"Only {exact_usd(max(0, free))} USD of prepaid credit can be refunded.", param="amount")
-    made = Transfer(f"refund:{uuid.uuid4()}", team_id, "prepaid", "cash", ticks, "refund", now_us, note)
-    ledger.post(conn, made)
-    return made
+    if not ledger.post(conn, made):  # of another team, at the same moment
+        raise BadRequest(f"The id `{id}` is that of another payment already.", param="id", code="id_taken")
+    return made, True
 
 
 def standing(conn: Connection, team_id: str, *, now_us: int, monthly_grant: int | None = None) -> Standing:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Literal, TypeAlias
 
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import credits, prices, teams
+from jubal.accounts.credits import Booking
 from jubal.accounts.ledger import Transfer
 from jubal.accounts.prices import PriceTerms
 from jubal.admin.actor import Actor, note
-
-Kind: TypeAlias = Literal["add", "pay", "refund"]
 
 
 def move(
     conn: Connection,
     actor: Actor,
-    kind: Kind,
+    kind: Booking,
     team_id: str,
     ticks: int,
     *,
@@ -28,21 +26,15 @@ def move(
 ) -> Transfer:
     """A team pays in advance (add), pays what it owes (pay), or gets prepaid credit back (refund). text: what for.
 
-    id: an idempotency key, for `add`: what was added before is told again, and written down once.
+    id: an idempotency key: what was booked before is told again, and written down once.
 
     Raises `NotAllowed`, `NotFound`, `BadRequest` for an amount that is none or too much.
     """
     actor.demand_operator("book payments")
     teams.get(conn, team_id)
-    match kind:
-        case "add":
-            made, new = credits.add_once(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=text, id=id)
-            if not new:
-                return made
-        case "pay":
-            made = credits.pay(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=text)
-        case "refund":
-            made = credits.refund(conn, team_id=team_id, ticks=ticks, now_us=now_us, note=text)
+    made, new = credits.book(conn, kind, team_id=team_id, ticks=ticks, now_us=now_us, note=text, id=id)
+    if not new:
+        return made
     after = {"ticks": ticks, "note": text}
     note(conn, actor, f"credits.{kind}", "transfer", made.id, team_id=team_id, after=after, now_us=now_us)
     return made

@@ -38,6 +38,9 @@ UNKNOWN_TIER: Final = (
 HISTORY_MAX: Final = 1_000_000
 """They are all held in memory at once, so there is a bound."""
 UsdOption: TypeAlias = Annotated[str, typer.Option("--usd", metavar="N", help="How many USD.")]
+IdOption: TypeAlias = Annotated[
+    str | None, typer.Option("--id", help="A name for this payment: with the same one it is booked once.")
+]
 NoteOption: TypeAlias = Annotated[str | None, typer.Option("--note", help="What for, as the history shows it.")]
 
 app = typer.Typer(no_args_is_help=True, help="Credit: what teams paid, have left and owe.")
@@ -48,9 +51,7 @@ def add(
     team: TeamOption,
     usd: UsdOption,
     note: NoteOption = None,
-    id: Annotated[
-        str | None, typer.Option("--id", help="A name for this payment: with the same one it is added once.")
-    ] = None,
+    id: IdOption = None,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
 ) -> None:
@@ -68,6 +69,7 @@ def pay(
     team: TeamOption,
     usd: UsdOption,
     note: NoteOption = None,
+    id: IdOption = None,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
 ) -> None:
@@ -75,7 +77,7 @@ def pay(
     from jubal.admin import credits
 
     def act(conn: Connection, team_id: str, ticks: int, now_us: int) -> Transfer:
-        return credits.move(conn, operator(conn), "pay", team_id, ticks, text=note, now_us=now_us)
+        return credits.move(conn, operator(conn), "pay", team_id, ticks, text=note, id=id, now_us=now_us)
 
     _move(config.load(config_file), team, usd, as_json, act)
 
@@ -85,6 +87,7 @@ def refund(
     team: TeamOption,
     usd: UsdOption,
     note: NoteOption = None,
+    id: IdOption = None,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
 ) -> None:
@@ -92,7 +95,7 @@ def refund(
     from jubal.admin import credits
 
     def act(conn: Connection, team_id: str, ticks: int, now_us: int) -> Transfer:
-        return credits.move(conn, operator(conn), "refund", team_id, ticks, text=note, now_us=now_us)
+        return credits.move(conn, operator(conn), "refund", team_id, ticks, text=note, id=id, now_us=now_us)
 
     _move(config.load(config_file), team, usd, as_json, act)
 

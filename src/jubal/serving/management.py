@@ -642,8 +642,12 @@ def _local(text: str, zone: Any, param: str) -> int:
         raise _wrong(param, "a time such as 2026-10-01 00:00:00") from None
 
 
+NOBODY: Final = ("",)
+"""Keys, or models, of which there is none: two filters name different ones."""
+
+
 def _filters(texts: list[str]) -> dict[str, tuple[str, ...]]:
-    """`api_key_id:ID` and `description:MODEL`, `NOT ` before it for all but these. Several of one field: any of them."""
+    """`api_key_id:ID` and `description:MODEL`, `NOT ` before it for all but these. All of them hold (xai-api.md 21.3)."""
     names = {"api_key_id": "keys", "description": "models"}
     found: dict[str, tuple[str, ...]] = {}
     for index, text in enumerate(texts):
@@ -651,7 +655,11 @@ def _filters(texts: list[str]) -> dict[str, tuple[str, ...]]:
         if name not in names or not colon or not value or value[0] in "<>" or "\0" in value:
             raise _wrong(f"analyticsRequest.filters[{index}]", f"FIELD:VALUE with a field of {', '.join(names)}")
         where = ("not_" if text.startswith("NOT ") else "") + names[name]
-        found[where] = (*found.get(where, ()), value)
+        others = found.get(where, ())
+        if text.startswith("NOT ") or not others:
+            found[where] = (*others, value)
+        elif value not in others:
+            found[where] = NOBODY
     return found
 
 
