@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
 from jubal.accounts import driver, teams
 from jubal.accounts.store import Store
+from jubal.accounts.tables import balances
 
 
 def name_of(conn: Connection, name: str) -> int:
@@ -43,6 +45,22 @@ def test_its_errors_are_sqlalchemys(store: Store, sql: str) -> None:
         store.transact(work)
     assert store.read(teams.default).name == "default"
     assert store.transact(name_of, "next") == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])
+def test_many_rows_by_few_statements(store: Store, count: int) -> None:
+    """Those that are there already stay as they are, and are not counted."""
+    columns = ("team_id", "month")
+    rows = [(f"t{n}", n) for n in range(count)]
+
+    def insert(conn: Connection, rows: list[tuple[str, int]]) -> int:
+        return driver.insert(conn, "balances", columns, rows, "ON CONFLICT DO NOTHING")
+
+    assert store.transact(insert, rows) == count
+    assert store.transact(insert, [("t0", 7), ("new", 7)]) == (1 if count else 2)
+    found = dict(store.read(lambda conn: conn.execute(sa.select(balances.c.team_id, balances.c.month)).tuples().all()))
+    assert {team: month for team, month in rows if team != "t0"}.items() <= found.items()
+    assert found["t0"] == (0 if count else 7)
 
 
 def test_a_lost_connection_is_replaced(postgres_store: Store) -> None:

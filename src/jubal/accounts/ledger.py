@@ -125,12 +125,7 @@ def post_usage(conn: Connection, used: Sequence[Used]) -> None:
     posted: list[Transfer] = []
     for team_id in sorted(by_team):  # in one order everywhere: two gateways never wait for each other in a circle
         posted += _charge(conn, team_id, by_team[team_id])
-    driver.execute(
-        conn,
-        f"INSERT INTO transfers ({', '.join(Transfer._fields)}) "  # noqa: S608  our own names only
-        f"VALUES ({driver.marks(conn, len(Transfer._fields))})",
-        list(posted),
-    )
+    driver.insert(conn, "transfers", Transfer._fields, posted)
 
 
 def _charge(conn: Connection, team_id: str, used: list[Used]) -> list[Transfer]:

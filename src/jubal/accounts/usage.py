@@ -68,9 +68,7 @@ def record(conn: Connection, rows: list[UsageRow]) -> None:
 
     A request id that is there already stays as it is, and is charged and counted once: a batch may come again.
     """
-    marks = driver.marks(conn, len(_COLUMNS))
-    insert = f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608  our own names only
-    added = driver.execute(conn, insert, list(rows))
+    added = driver.insert(conn, "usage", _COLUMNS, rows, "ON CONFLICT DO NOTHING")
     charged = [row for row in rows if row.cost_in_usd_ticks > 0]
     if added != len(rows):
         charged = _uncharged(conn, charged)
