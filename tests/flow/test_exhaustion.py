@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401  fixtures
 from tests.flow.test_security_connections import PATIENCE_S, exchange, post
 from tests.server import ECHO, Server, running
 
@@ -86,7 +85,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_a_store_that_can_only_be_read(tmp_path: Path, postgres_url: str) -> None:  # noqa: F811
+def test_a_store_that_can_only_be_read(tmp_path: Path, postgres_url: str) -> None:
     import psycopg
     from psycopg import sql
 

@@ -243,13 +243,13 @@ def test_a_second_start_is_ready_in_3_s_and_makes_no_new_key(tmp_path: Path, mod
     from tests.conftest import home_with_models
 
     home = home_with_models(tmp_path / "home", models_home)
-    first = start(home)
+    first = start(home, fresh=True)
     assert first.stop() == 0
     key = (home / "first-key").read_text()
     assert (home / "first-key").stat().st_mode & 0o777 == 0o600
     assert key.strip() in first.log.read_text()
     first.log.write_text("")
-    second = start(home)
+    second = start(home, fresh=True)
     try:
         assert (home / "first-key").read_text() == key
         assert second.chat(max_tokens=1)[0] == 200
