@@ -74,7 +74,9 @@ def end_forker() -> None:
 
 
 def environment(home: Path, **env: str) -> dict[str, str]:
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("JUBAL_", "XAI_", "OPENAI_"))}
+    """Without settings of somebody's own; and compiled sources are kept, which each start would otherwise compile again."""
+    unset = ("JUBAL_", "XAI_", "OPENAI_", "PYTHONDONTWRITEBYTECODE")
+    base = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
     return {**base, "JUBAL_HOME": str(home), "PYTHONUNBUFFERED": "1", **env}
 
 

@@ -29,7 +29,17 @@ def test_that_is_stuck():
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """A run of the tests in `folder`, with this project's settings of a run."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *OPTIONS, "--rootdir", str(folder), "--basetemp", str(folder / "base"), *options]
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            *OPTIONS,
+            "--rootdir",
+            str(folder),
+            "--basetemp",
+            str(folder / "base"),
+            *options,
+        ]
         + [str(folder)],
         cwd=ROOT,
         capture_output=True,

@@ -155,6 +155,13 @@ async def test_two_workers_on_one_store_share_the_jobs_and_run_none_twice(url: s
     assert {row.status for row in rows} == {"ok"}
 
 
+async def test_a_job_begins_when_it_is_submitted_and_not_at_the_next_look(sqlite_store: Store) -> None:
+    async with gateway(sqlite_store, ScriptedEngine(GOOD, GOOD, GOOD), now=Now(), poll_s=3600) as one:
+        for _ in range(3):
+            await asyncio.sleep(0.1)  # it has nothing to do, and waits
+            assert (await one.fetch(await one.submit(), timeout_s=60))[0] == 200
+
+
 async def test_what_another_gateway_took_in_is_found(sqlite_store: Store) -> None:
     now = Now()
     async with gateway(sqlite_store, ScriptedEngine(GOOD), now=now, working=False) as idle:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import textwrap
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -237,11 +236,9 @@ ENDLESS: list[tuple[str, str]] = [
 async def test_ended_by_the_timeout(hurried: ForkSandbox, code: str) -> None:
     async with interpreter(hurried) as opened:
         await opened.run(PRELUDE)
-        started = time.monotonic()
-        ran = await opened.run(code)
-        took_s = time.monotonic() - started
+        async with asyncio.timeout(60):  # by itself it ends after 600 s, or never
+            ran = await opened.run(code)
         assert ran.end in ("timeout", "exited"), ran  # a closed channel ends it at once
-        assert took_s < 15
         assert not opened.alive
     assert (await attack(hurried, "1")).ret == "1"
 
