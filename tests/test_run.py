@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOW_FIRST
+
 ROOT = Path(__file__).parent.parent
 OPTIONS = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull, "-o", "asyncio_mode=auto")
 FINE = "import time\ndef test_one(): time.sleep(0.1)\ndef test_two(): pass\ndef test_three(): pass\n"
@@ -28,19 +30,9 @@ def test_that_is_stuck():
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """A run of the tests in `folder`, with this project's settings of a run."""
+    places = ("--rootdir", str(folder), "--basetemp", str(folder / "base"))
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            *OPTIONS,
-            "--rootdir",
-            str(folder),
-            "--basetemp",
-            str(folder / "base"),
-            *options,
-        ]
-        + [str(folder)],
+        [sys.executable, "-m", "pytest", *OPTIONS, *places, *options, str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -72,3 +64,7 @@ def test_a_test_that_no_signal_reaches_is_ended_and_named(tmp_path: Path, proces
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Timeout (0:00:02)!" in done.stderr
     assert 'test_bad.py", line 5 in test_that_is_stuck' in done.stderr
+
+
+def test_the_slow_files_are_there() -> None:
+    assert [name for name in SLOW_FIRST if not (ROOT / "tests" / name).exists()] == []
