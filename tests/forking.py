@@ -21,7 +21,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Any, NoReturn
 
 MESSAGE_BYTES_MAX = 200_000
@@ -223,5 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     main()
