@@ -25,7 +25,6 @@ from typing import IO, Any, NoReturn
 
 MESSAGE_BYTES_MAX = 200_000
 LOADED = (
-    "aiohttp",
     "alembic.command",
     "alembic.config",
     "httptools",
@@ -33,6 +32,7 @@ LOADED = (
     "jubal.cli.logs",
     "jubal.cli.root",
     "jubal.engines.echo",
+    "jubal.engines.openai_compat",
     "jubal.engines.wordllama_engine",
     "jubal.tools.code_execution.family",
     "jubal.tools.mcp",
