@@ -36,7 +36,7 @@ def defer(server: Server, key: str = "", **fields: object) -> str:
     return request_id
 
 
-def fetch(server: Server, request_id: str, *, key: str = "", timeout_s: float = 15) -> tuple[int, Any]:
+def fetch(server: Server, request_id: str, *, key: str = "", timeout_s: float = 60) -> tuple[int, Any]:
     """Polls until it is no 202."""
     until = time.monotonic() + timeout_s
     while True:

@@ -21,7 +21,7 @@ from jubal.tools.code_execution import cgroup, seccomp
 from jubal.tools.code_execution.forks import ForkSandbox
 from jubal.tools.code_execution.limits import Limits
 from jubal.tools.code_execution.sandbox import Ran
-from tests.tools.sandboxes import below, interpreter, no_cgroup, sandbox, until
+from tests.tools.sandboxes import below, gone, interpreter, no_cgroup, sandbox, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -333,12 +333,16 @@ async def test_a_fork_bomb_beside_another_session(walls: ForkSandbox, hurried: F
 async def test_a_daemon_does_not_outlive_its_session(walls: ForkSandbox) -> None:
     code = "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        signal.signal(15, signal.SIG_IGN); time.sleep(12345)\n    os._exit(0)\n1"
     assert walls.zygote is not None
+    zygote = walls.zygote.pid
+    before = below(zygote)  # perhaps some of an earlier session, which are just ending
     async with interpreter(walls) as opened:
         await opened.run(PRELUDE)
-        calm = below(walls.zygote.pid)
+        calm = below(zygote)
         assert (await opened.run(code)).ret == "1"
-        await until(lambda: len(below(walls.zygote.pid)) > len(calm) if walls.zygote else False)
-    await until(lambda: len(below(walls.zygote.pid)) < len(calm) if walls.zygote else False)
+        await until(lambda: bool(below(zygote) - calm))
+        ours = below(zygote) - before
+    assert ours
+    await until(lambda: gone(ours), 60)
 
 
 async def test_planted_files_are_not_followed(walls: ForkSandbox) -> None:
