@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -331,18 +332,33 @@ async def test_a_fork_bomb_beside_another_session(walls: ForkSandbox, hurried: F
 
 
 async def test_a_daemon_does_not_outlive_its_session(walls: ForkSandbox) -> None:
-    code = "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        signal.signal(15, signal.SIG_IGN); time.sleep(12345)\n    os._exit(0)\n1"
-    assert walls.zygote is not None
-    zygote = walls.zygote.pid
-    before = below(zygote)  # perhaps some of an earlier session, which are just ending
+    code = """
+import ctypes
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(15, b"lingers", 0, 0, 0)
+        signal.signal(15, signal.SIG_IGN); time.sleep(12345)
+    os._exit(0)
+1"""
+
+    def lingering() -> set[int]:
+        assert walls.zygote is not None
+        return {pid for pid in below(walls.zygote.pid) if name_of(pid) == "lingers"}
+
     async with interpreter(walls) as opened:
         await opened.run(PRELUDE)
-        calm = below(zygote)
         assert (await opened.run(code)).ret == "1"
-        await until(lambda: bool(below(zygote) - calm))
-        ours = below(zygote) - before
-    assert ours
-    await until(lambda: gone(ours), 60)
+        await until(lambda: bool(lingering()))
+        daemon = lingering()
+    await until(lambda: gone(daemon))
+
+
+def name_of(pid: int) -> str | None:
+    try:
+        return str(psutil.Process(pid).name())
+    except psutil.NoSuchProcess:
+        return None
 
 
 async def test_planted_files_are_not_followed(walls: ForkSandbox) -> None:
