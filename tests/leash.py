@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+CHANGES = frozenset({"CLOCK", "FAULTS"})
+"""Variables that change what modules import, so none of Jubal's may be loaded yet."""
 _PR_SET_PDEATHSIG = 1
 
 

@@ -10,14 +10,18 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests import leash
+from tests.forking import Forked, Forker
 
+FORKS = sys.platform == "linux"
 START_TIMEOUT_S = 60.0
 LEASHED = (sys.executable, "-P", leash.__file__)
 """Before the arguments of `jubal`, with `leash.held()` as standard input: it then ends with the tests."""
@@ -25,6 +29,8 @@ LEASHED = (sys.executable, "-P", leash.__file__)
 
 def jubal(*args: str, home: Path, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
+    if FORKS:
+        return _forked_command(args, environment(home, **env), timeout)
     return subprocess.run(
         [sys.executable, "-m", "jubal", *args],
         env=environment(home, **env),
@@ -36,15 +42,48 @@ def jubal(*args: str, home: Path, timeout: float = 60, **env: str) -> subprocess
     )
 
 
+def _forked_command(args: Sequence[str], env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, open(os.devnull) as nothing:
+        process = _forker().start(["-m", "jubal", *args], env=env, stdin=nothing.fileno(), stdout=out, stderr=err)
+        try:
+            process.wait(timeout)
+        except BaseException:
+            process.kill()
+            raise
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(process.args, process.wait(), out.read(), err.read())
+
+
+_forkers: list[Forker] = []
+_forkers_lock = threading.Lock()
+
+
+def _forker() -> Forker:
+    """The one of this process, started by whoever asks first."""
+    with _forkers_lock:
+        if not _forkers:
+            _forkers.append(Forker(environment(Path(os.devnull))))
+        return _forkers[0]
+
+
+def end_forker() -> None:
+    with _forkers_lock:
+        while _forkers:
+            _forkers.pop().close()
+
+
 def environment(home: Path, **env: str) -> dict[str, str]:
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("JUBAL_", "XAI_", "OPENAI_"))}
+    """Without settings of somebody's own; and compiled sources are kept, which each start would otherwise compile again."""
+    unset = ("JUBAL_", "XAI_", "OPENAI_", "PYTHONDONTWRITEBYTECODE")
+    base = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
     return {**base, "JUBAL_HOME": str(home), "PYTHONUNBUFFERED": "1", **env}
 
 
 @dataclass
 class Server:
     home: Path
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     port: int
     key: str
     log: Path
@@ -134,9 +173,13 @@ def start(
     wait: bool = True,
     port: int = 0,
     grpc: bool = False,
+    fresh: bool = False,
     **env: str,
 ) -> Server:
-    """Starts a server; `wait`: until every engine is ready. config: text of a configuration file. grpc: on a free port."""
+    """Starts a server; `wait`: until every engine is ready. config: text of a configuration file. grpc: on a free port.
+
+    fresh: by a program's start of its own, for tests that look at its command line, its libraries or its start itself.
+    """
     home.mkdir(parents=True, exist_ok=True)
     log = home / "serve.log"
     file = None
@@ -145,25 +188,10 @@ def start(
         file.write_text(config)
         args = ["--config", str(file), *args]
     grpc_port = free_port() if grpc else 0
+    chosen = port or free_port()
+    arguments = ["serve", "--port", str(chosen), "--grpc-port", str(grpc_port), *args]
     with log.open("a") as out:
-        process = subprocess.Popen(
-            [
-                *LEASHED,
-                "serve",
-                "--port",
-                str(port or free_port()),
-                "--grpc-port",
-                str(grpc_port),
-                *args,
-            ],
-            env=environment(home, **env),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            stdin=leash.held(),
-            text=True,
-            start_new_session=True,
-        )
-    chosen = int(process.args[process.args.index("--port") + 1])  # type: ignore[union-attr, index, arg-type]
+        process = _start(arguments, environment(home, **env), out, fresh=fresh or not FORKS)
     server = Server(home, process, chosen, "", log, file, grpc_port, tls=config is not None and "tls_cert" in config)
     try:
         _until_answering(server, wait)
@@ -172,6 +200,22 @@ def start(
         server.kill()
         raise
     return server
+
+
+def _start(arguments: list[str], env: dict[str, str], out: IO[str], *, fresh: bool) -> subprocess.Popen[str] | Forked:
+    """On a leash, in a session of its own. What `leash.py` is to change before imports makes it fresh too."""
+    if fresh or env.keys() & leash.CHANGES:
+        return subprocess.Popen(
+            [*LEASHED, *arguments],
+            env=env,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=leash.held(),
+            text=True,
+            start_new_session=True,
+        )
+    program = [leash.__file__, *arguments]
+    return _forker().start(program, env=env, stdin=leash.held(), stdout=out, stderr=out, new_session=True)
 
 
 def _until_answering(server: Server, ready: bool) -> None:
@@ -198,10 +242,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    home: Path, *, config: str | None = None, args: Sequence[str] = (), grpc: bool = False, **env: str
+    home: Path,
+    *,
+    config: str | None = None,
+    args: Sequence[str] = (),
+    grpc: bool = False,
+    fresh: bool = False,
+    **env: str,
 ) -> Iterator[Server]:
     """A server that is gone at the end, whatever happens."""
-    server = start(home, config=config, args=args, grpc=grpc, **env)
+    server = start(home, config=config, args=args, grpc=grpc, fresh=fresh, **env)
     try:
         yield server
     finally:

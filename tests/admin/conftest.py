@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from tests.accounts.conftest import (  # noqa: F401
-    postgres,
     postgres_store,
-    postgres_url,
     sqlite_store,
     sqlite_url,
     store,

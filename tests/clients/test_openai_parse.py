@@ -111,6 +111,7 @@ def test_a_tool_made_of_a_model(client: openai.OpenAI) -> None:
         messages=[{"role": "user", "content": "Make the kitchen warmer: 22 degrees."}],
         tools=[openai.pydantic_function_tool(SetHeat)],
         tool_choice="required",
+        parallel_tool_calls=False,  # how many it makes depends on what the model has been asked before
         max_tokens=100,
         temperature=0,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import pytest
 
@@ -92,14 +91,14 @@ async def test_one_connection_serves_many_turns() -> None:
     assert len(ports) == 1
 
 
-async def test_closing_the_stream_cuts_the_upstream_at_once() -> None:
-    async with Engine(trickles()) as (engine, there, _):
+@pytest.mark.parametrize("behaviour", [trickles(), hangs_after(piece("x"))], ids=["speaks", "is silent"])
+async def test_closing_the_stream_cuts_the_upstream(behaviour: Behaviour) -> None:
+    """Without another word of it being waited for."""
+    async with Engine(behaviour) as (engine, there, _):
         events = engine.stream(one_turn())
         await anext(events)
-        began = time.monotonic()
-        await events.aclose()
-        await asyncio.wait_for(there.gone.wait(), 1)
-        assert time.monotonic() - began < 0.1
+        await asyncio.wait_for(events.aclose(), 60)
+        await asyncio.wait_for(there.gone.wait(), 60)
 
 
 async def test_cancelling_before_the_first_token_cuts_it_too() -> None:
@@ -108,7 +107,7 @@ async def test_cancelling_before_the_first_token_cuts_it_too() -> None:
         while not there.bodies:
             await asyncio.sleep(0.01)
         task.cancel()
-        await asyncio.wait_for(there.gone.wait(), 1)
+        await asyncio.wait_for(there.gone.wait(), 60)
 
 
 @pytest.mark.parametrize("bad", [refuses(500), refuses(503), refuses(429), refuses(429, None, **{"retry-after": "2"})])

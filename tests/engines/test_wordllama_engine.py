@@ -239,10 +239,10 @@ async def test_the_longest_input_fits_and_one_token_more_does_not(embedder: Word
 async def test_a_huge_text_is_refused_without_being_tokenized(embedder: WordLlamaEmbedder) -> None:
     await embedder.ready()
     huge = "word " * 4_000_000
-    began = time.monotonic()
+    began_s = time.process_time()  # of this process: a busy machine adds nothing to it
     with pytest.raises(ContextTooLong, match="at least 1250000 tokens"):
         await embed(embedder, huge)
-    assert time.monotonic() - began < 0.5
+    assert time.process_time() - began_s < 2, "tokenizing it takes ten"
 
 
 async def test_the_window_can_be_set() -> None:
@@ -258,17 +258,16 @@ async def test_the_window_can_be_set() -> None:
 async def test_the_event_loop_goes_on_while_a_large_batch_is_worked_on(embedder: WordLlamaEmbedder) -> None:
     await embedder.ready()
     batch = tuple("The quick brown fox jumps over the lazy dog, and so on. " * 300 for _ in range(128))
+    whole_s, here_s = time.process_time(), time.thread_time()
     work = asyncio.create_task(embedder.embed(EmbeddingRequest("m", batch)))
-    longest = 0.0
     turns = 0
     while not work.done():
-        before = time.perf_counter()
         await asyncio.sleep(0.001)
-        longest = max(longest, time.perf_counter() - before)
         turns += 1
+    whole_s, here_s = time.process_time() - whole_s, time.thread_time() - here_s
     assert (await work).prompt_tokens > 100_000
     assert turns > 20
-    assert longest < 0.4
+    assert here_s < whole_s / 4, "the event loop's thread did the work"
 
 
 async def test_a_small_request_does_not_wait_for_a_large_one(embedder: WordLlamaEmbedder) -> None:
@@ -289,9 +288,13 @@ async def test_whoever_leaves_stops_the_work(embedder: WordLlamaEmbedder) -> Non
     large.cancel()
     with pytest.raises(asyncio.CancelledError):
         await large
-    began = time.monotonic()
-    await embed(embedder, "works on")
-    assert time.monotonic() - began < 0.5
+    after_s = time.process_time()
+    await embed(embedder, "works on")  # after whatever is left in the queue
+    after_s = time.process_time() - after_s
+    eighth_s = time.process_time()
+    await embed(embedder, *batch[:16])
+    eighth_s = time.process_time() - eighth_s
+    assert after_s < 4 * eighth_s, "half of the batch was worked on for nobody"
 
 
 def test_parts_are_bounded_and_miss_nothing() -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from jubal.core.money import exact_usd
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401  fixtures
 from tests.server import ECHO, Server, jubal, running, start
 
 KILLS = int(os.environ.get("JUBAL_TEST_KILLS", "4"))

@@ -9,6 +9,7 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401  fixtures
 from tests.flow.test_security_connections import PATIENCE_S, exchange, post
 from tests.server import ECHO, Server, running
 
@@ -86,7 +86,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_a_store_that_can_only_be_read(tmp_path: Path, postgres_url: str) -> None:  # noqa: F811
+def test_a_store_that_can_only_be_read(tmp_path: Path, postgres_url: str) -> None:
     import psycopg
     from psycopg import sql
 
@@ -111,20 +111,24 @@ def test_no_more_files(server: Server) -> None:
     kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     kept.request("GET", "/health")
     assert kept.getresponse().read()
+    with ThreadPoolExecutor(20) as threads:  # the store's files are open then, as on any server that has been at work
+        assert {status for status, _, _ in threads.map(lambda _: server.chat(), range(40))} == {200}
     process = psutil.Process(server.process.pid)
     before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (process.num_fds() + 5, before[1]))
-    with ExitStack() as held:
-        for _ in range(30):
-            held.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE_S))
-        body = json.dumps({"model": "grok-4", "messages": [{"role": "user", "content": "hi"}]})
-        headers = {"authorization": f"Bearer {server.key}", "content-type": "application/json"}
-        for _ in range(3):
-            kept.request("POST", "/v1/chat/completions", body, headers)
-            response = kept.getresponse()
-            assert (response.status, bool(response.read())) == (200, True)
+    try:
+        with ExitStack() as held:
+            for _ in range(30):
+                held.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE_S))
+            body = json.dumps({"model": "grok-4", "messages": [{"role": "user", "content": "hi"}]})
+            headers = {"authorization": f"Bearer {server.key}", "content-type": "application/json"}
+            for _ in range(3):
+                kept.request("POST", "/v1/chat/completions", body, headers)
+                response = kept.getresponse()
+                assert (response.status, bool(response.read())) == (200, True)
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
     kept.close()
-    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
     until_answered(server)
     the_books_agree(server, set())
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401  fixtures
 from tests.redis_server import RedisServer, redis_server
 from tests.server import ECHO, Server, running
 
@@ -38,7 +37,7 @@ def ask(server: Server, key: str) -> tuple[int, dict[str, str], Any]:
     return server.request("POST", "/v1/chat/completions", body, key=key)
 
 
-def test_two_gateways_on_one_redis_let_in_what_one_would(postgres_url: str, redis: RedisServer, tmp_path: Path) -> None:  # noqa: F811
+def test_two_gateways_on_one_redis_let_in_what_one_would(postgres_url: str, redis: RedisServer, tmp_path: Path) -> None:
     with ExitStack() as stack:
         both = gateways(stack, tmp_path, postgres_url, redis)
         key = both[0].command("keys", "create", "--name", "k", "--rpm", "50")["key"]
@@ -204,8 +203,8 @@ class Load:
 
 
 def test_postgresql_and_redis_taken_away_under_load(
-    postgres: Any,  # noqa: F811
-    postgres_url: str,  # noqa: F811
+    postgres: Any,
+    postgres_url: str,
     redis: RedisServer,
     tmp_path: Path,
 ) -> None:

@@ -16,7 +16,7 @@ from jubal import config
 from jubal.accounts import ledger, tables, usage
 from jubal.accounts.store import Store
 from jubal.wire.management import OPERATIONS
-from tests.accounts.conftest import postgres, postgres_url, usage_row  # noqa: F401
+from tests.accounts.conftest import usage_row
 from tests.openapi_schemas import Described
 from tests.server import ECHO, Server, jubal, running
 

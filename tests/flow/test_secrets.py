@@ -18,7 +18,6 @@ from aiohttp import web
 
 from jubal.config import password_in
 from jubal.core.hiding import Concealed, hide, sure
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401  fixtures
 from tests.fake_upstream import Behaviour, Upstream, upstream
 from tests.flow.test_security import Secrets, quiet
 from tests.redis_server import redis_server
@@ -250,7 +249,7 @@ def _over_grpc(server: Server) -> Any:
             return str(error)
 
 
-async def test_a_row_that_postgresql_refuses_is_not_shown(tmp_path: Path, postgres_url: str) -> None:  # noqa: F811
+async def test_a_row_that_postgresql_refuses_is_not_shown(tmp_path: Path, postgres_url: str) -> None:
     """It tells the whole row in the detail of its error."""
     import psycopg
 

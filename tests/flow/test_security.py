@@ -22,7 +22,6 @@ import psutil
 import pytest
 from aiohttp import web
 
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401  fixtures
 from tests.conftest import home_with_models
 from tests.fake_upstream import Behaviour, Upstream, upstream
 from tests.flow.test_security_connections import PATIENCE_S, UUID, exchange, post

@@ -23,7 +23,6 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.accounts.conftest import postgres, postgres_url  # noqa: F401  fixtures
 from tests.fake_upstream import ending, piece, says, upstream
 from tests.flow.test_credit import CEILING, COST, make_team, show
 from tests.flow.test_credit import ask as ask_in_words
@@ -56,7 +55,7 @@ def limits(redis: RedisServer) -> str:
 @contextmanager
 def workers(home: Path, settings: str, engines: str = ECHO, *, grpc: bool = False) -> Iterator[Server]:
     """A server with both of its workers ready. None is left of it, whatever happens."""
-    with running(home, config=engines + settings, grpc=grpc) as server:
+    with running(home, config=engines + settings, grpc=grpc, fresh=True) as server:
         everybody: set[psutil.Process] = set()
         try:
             until(lambda: "ready in" in server.log.read_text())

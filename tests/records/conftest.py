@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.accounts.conftest import postgres, postgres_url, sqlite_store, sqlite_url, store, url
+from tests.accounts.conftest import sqlite_store, sqlite_url, store, url
 
-__all__ = ["postgres", "postgres_url", "sqlite_store", "sqlite_url", "store", "url"]
+__all__ = ["sqlite_store", "sqlite_url", "store", "url"]

@@ -64,7 +64,7 @@ class Gateway:
         )
         return request_id
 
-    async def fetch(self, request_id: str, timeout_s: float = 10) -> tuple[int, bytes]:
+    async def fetch(self, request_id: str, timeout_s: float = 60) -> tuple[int, bytes]:
         async with asyncio.timeout(timeout_s):
             while True:
                 status, body = await self.jobs.fetch(self.caller, "chat", request_id)
@@ -155,6 +155,13 @@ async def test_two_workers_on_one_store_share_the_jobs_and_run_none_twice(url: s
     assert {row.status for row in rows} == {"ok"}
 
 
+async def test_a_job_begins_when_it_is_submitted_and_not_at_the_next_look(sqlite_store: Store) -> None:
+    async with gateway(sqlite_store, ScriptedEngine(GOOD, GOOD, GOOD), now=Now(), poll_s=3600) as one:
+        for _ in range(3):
+            await asyncio.sleep(0.1)  # it has nothing to do, and waits
+            assert (await one.fetch(await one.submit(), timeout_s=60))[0] == 200
+
+
 async def test_what_another_gateway_took_in_is_found(sqlite_store: Store) -> None:
     now = Now()
     async with gateway(sqlite_store, ScriptedEngine(GOOD), now=now, working=False) as idle:
@@ -229,7 +236,7 @@ async def test_a_lost_lease_cuts_the_attempt(sqlite_store: Store) -> None:
             records.claim, dialects=["chat"], jobs_max=1, lease="other", lease_us=10**9, now_us=now.us
         )
         assert job.attempts == 2
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             while engine.running:
                 await asyncio.sleep(0.01)
     assert sqlite_store.transact(records.finish, job, records.Ended("done", 200, b"other's"))
@@ -293,7 +300,7 @@ async def test_the_worker_sweeps_what_has_expired(sqlite_store: Store) -> None:
     now = Now()
     async with gateway(sqlite_store, ScriptedEngine(GOOD), now=now) as one:
         request_id = await one.submit()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while sqlite_store.read(records.state, request_id, one.caller.team_id, "chat", now.us) != "done":
                 await asyncio.sleep(0.01)
         now.us += records.LIFE_US

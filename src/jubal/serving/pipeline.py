@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
@@ -71,6 +72,8 @@ CACHE: Final = "cache"
 
 _RANDOM: Final = random.SystemRandom()
 _ids: Final = random.Random(_RANDOM.getrandbits(256))  # noqa: S311  ids name requests, they protect nothing
+if hasattr(os, "register_at_fork"):  # two processes that go on from one state would give the same ids
+    os.register_at_fork(after_in_child=lambda: _ids.seed(_RANDOM.getrandbits(256)))
 
 
 VERSION_7: Final = 0x7 << 76 | 0b10 << 62
