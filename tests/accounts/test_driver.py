@@ -58,7 +58,8 @@ def test_many_rows_by_few_statements(store: Store, count: int) -> None:
 
     assert store.transact(insert, rows) == count
     assert store.transact(insert, [("t0", 7), ("new", 7)]) == (1 if count else 2)
-    found = dict(store.read(lambda conn: conn.execute(sa.select(balances.c.team_id, balances.c.month)).tuples().all()))
+    months = sa.select(balances.c.team_id, balances.c.month)
+    found = {row.team_id: row.month for row in store.read(lambda conn: conn.execute(months).all())}
     assert {team: month for team, month in rows if team != "t0"}.items() <= found.items()
     assert found["t0"] == (0 if count else 7)
 
