@@ -28,8 +28,8 @@ LEASHED = (sys.executable, "-P", leash.__file__)
 
 
 def jubal(*args: str, home: Path, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
-    if FORKS:
+    """Runs a command to its end. What is set for Python itself it reads only at a start of its own."""
+    if FORKS and not any(name.startswith("PYTHON") for name in env):
         return _forked_command(args, environment(home, **env), timeout)
     return subprocess.run(
         [sys.executable, "-m", "jubal", *args],
