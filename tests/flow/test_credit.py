@@ -107,7 +107,8 @@ def test_killed_again_and_again_under_load_the_books_balance(store_config: str, 
     dice = random.Random(11)
     server = start(home, config=store_config)
     try:
-        team, key = make_team(server, "--prepaid", ticks=10**12)
+        # Each gateway that is killed leaves an eighth of what was there set aside until its lease ends, in a minute.
+        team, key = make_team(server, "--prepaid", ticks=10**15)
         other = server.command("keys", "create", "--name", "postpaid")["key"]
         got: dict[str, int] = {}
         for _ in range(KILLS):
