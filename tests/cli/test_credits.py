@@ -16,6 +16,15 @@ def test_credit_that_is_added_again_is_written_down_once(cli: Cli) -> None:
     assert [act["action"] for act in cli.json("audit")] == ["credits.add"]
 
 
+def test_what_is_booked_is_told_with_what_is_available(cli: Cli) -> None:
+    cli("teams", "create", "--name", "early", "--prepaid")
+    for team, available in (("default", "no limit"), ("early", "5.00 USD")):
+        done = cli("credits", "add", "--team", team, "--usd", "5")
+        assert done.stdout == f"{team}: purchase of 5.00 USD. Available: {available}.\n"
+    back = ("credits", "refund", "--team", "early", "--usd", "2", "--id", "back 1")
+    assert [cli(*back).stdout for _ in range(2)] == ["early: refund of 2.00 USD. Available: 3.00 USD.\n"] * 2
+
+
 def test_charges_that_were_missing_are_written_down(cli: Cli) -> None:
     team = cli.json("teams", "show", "default")["id"]
     with Store.open(f"sqlite:///{cli.home}/jubal.db") as store:

@@ -121,7 +121,7 @@ def _move(
     if as_json:
         print_json(done)
     else:
-        print(f"{done['team']}: {done['kind']} of {exact_usd(ticks)} USD. Available: {done['available_usd']} USD.")
+        print(f"{done['team']}: {done['kind']} of {exact_usd(ticks)} USD. Available: {_amount(done['available_usd'])}.")
 
 
 @app.command("show")
@@ -140,7 +140,11 @@ def show(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOptio
     )
     for name in ("available", "grant", "prepaid_credit", "owed", "reserved", "spent_this_month"):
         value = found[f"{name}_usd"]
-        print(f"{name.replace('_', ' '):17} {'no limit' if value is None else f'{value} USD'}")
+        print(f"{name.replace('_', ' '):17} {_amount(value)}")
+
+
+def _amount(usd: object) -> str:
+    return "no limit" if usd is None else f"{usd} USD"
 
 
 def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[str, object]:
