@@ -11,7 +11,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from jubal.serving.connection import Connection, Deadlines
-from jubal.serving.cycle import JOINED_MAX, Signal
+from jubal.serving.cycle import JOINED_MAX
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -154,21 +154,3 @@ async def test_an_idle_connection_is_closed_by_the_one_timer_that_looks() -> Non
     there = await answered(start((b"content-length", b"0")), body(b""), keep_alive_s=0)
     while not there.closed:
         await asyncio.sleep(0.01)
-
-
-async def test_a_signal_wakes_who_waits_and_who_comes_later() -> None:
-    signal = Signal()
-    waiting = asyncio.ensure_future(signal.wait())
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    signal.set()
-    signal.set()
-    await waiting
-    await signal.wait()
-    signal.clear()
-    late = asyncio.ensure_future(signal.wait())
-    await asyncio.sleep(0)
-    late.cancel()
-    await asyncio.wait((late,))
-    signal.set()
-    await signal.wait()

@@ -25,7 +25,8 @@ ROWS_AT_ONCE: Final = (32, 16, 8, 4, 2, 1)
 def insert(
     conn: Connection, into: str, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], rest: str = ""
 ) -> int:
-    """Adds rows to a table, many by one statement. Returns how many were added. rest: what the statement ends with.
+    """Adds rows to a table, many by one statement. Returns how many were added. rest: what the statement ends with; where that
+    updates, no two of the rows may be of one key.
 
     One statement for each row would cost the same work and, for each, a handing over of the interpreter's lock to whoever waits for
     it. Raises as `execute` does.

@@ -73,13 +73,14 @@ def keep(conn: Connection, rows: Iterable[UsageRow]) -> None:
                 quantity, ticks = sums.get(place, (0, 0))
                 sums[place] = quantity + line.quantity, ticks + line.ticks
     if sums:
-        driver.execute(
+        driver.insert(
             conn,
-            f"INSERT INTO invoice_lines ({', '.join(_COLUMNS)}) VALUES ({driver.marks(conn, len(_COLUMNS))}) "  # noqa: S608  our own names only
-            f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET quantity = invoice_lines.quantity + excluded.quantity, "
-            "ticks = invoice_lines.ticks + excluded.ticks",
+            "invoice_lines",
+            _COLUMNS,
             # in one order everywhere, so that two gateways never wait for each other in a circle
             [(*place, *sums[place]) for place in sorted(sums)],
+            f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET quantity = invoice_lines.quantity + excluded.quantity, "
+            "ticks = invoice_lines.ticks + excluded.ticks",
         )
 
 

@@ -119,12 +119,7 @@ def tool_calls(tools: str) -> int:
 
 
 def _upsert(conn: Connection, values: list[tuple[Any, ...]], *, change: str = _ADDING) -> None:
-    driver.execute(
-        conn,
-        f"INSERT INTO usage_hours ({', '.join(_COLUMNS)}) VALUES ({driver.marks(conn, len(_COLUMNS))}) "  # noqa: S608  our own names only
-        f"ON CONFLICT ({', '.join(CELL)}) DO UPDATE SET {change}",
-        values,
-    )
+    driver.insert(conn, "usage_hours", _COLUMNS, values, f"ON CONFLICT ({', '.join(CELL)}) DO UPDATE SET {change}")
 
 
 def recount(conn: Connection, cells: Iterable[Cell]) -> None:

@@ -49,8 +49,8 @@ class Charging:
 
     def price(self, caller: Caller, model: Model) -> Price:
         """What `model` costs this caller now. Raises `NotAllowed`."""
-        price = self._tiers.of(caller).priced(model.price)
-        return price if caller.prices is None else caller.prices.on(model.name, price)
+        self._tiers.of(caller)  # which refuses a tier that nobody configured
+        return self.price_of_team(caller.tier, caller.prices, model)
 
     def price_of_team(self, tier: str, own: TeamPrices | None, model: Model) -> Price:
         """As `price`, for whoever asks what a team would pay; the list price where its tier is not configured."""

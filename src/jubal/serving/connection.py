@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -26,10 +25,10 @@ import msgspec
 import structlog
 from uvicorn._types import HTTPScope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from jubal.serving.cycle import Cycle, Signal
+from jubal.serving.cycle import Cycle
 from jubal.serving.peer import Peer
 
 log = structlog.get_logger("jubal.connection")
@@ -39,8 +38,6 @@ HEAD_BYTES_MAX: Final = 64 << 10
 HEADERS_MAX: Final = 100
 """As in Apache. The official SDKs send about 20."""
 TARGET_BYTES_MAX: Final = 8 << 10
-SHORT_TARGET_BYTES: Final = 128
-"""Of targets so short the last few hundred are remembered: most requests go to the same few paths."""
 PIPELINED_MAX: Final = 32
 LINGER_S: Final = 2.0
 """How long a refused client may go on sending: one whose connection is closed meanwhile never sees the answer."""
@@ -236,7 +233,7 @@ class Connection(HttpToolsProtocol):
             access_logger=self.access_logger,
             access_log=False,
             default_headers=self.server_state.default_headers,
-            message_event=Signal(),  # type: ignore[arg-type]
+            message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
@@ -246,11 +243,6 @@ class Connection(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        task = self._peer.task = self.loop.create_task(cycle.run_asgi(app))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
 
     def _objection(self, version: str) -> Refusal | None:
         if len(self.headers) > HEADERS_MAX:
@@ -422,16 +414,9 @@ class Connection(HttpToolsProtocol):
 
 def _target(url: bytes) -> tuple[str, bytes, bytes]:
     """(path, as it was sent, query) of a request's target. Raises `HttpParserInvalidURLError`."""
-    return _short_target(url) if len(url) <= SHORT_TARGET_BYTES else _split_target(url)
-
-
-def _split_target(url: bytes) -> tuple[str, bytes, bytes]:
     parsed = httptools.parse_url(url)
     path = parsed.path.decode("ascii")
     return unquote(path) if "%" in path else path, parsed.path, parsed.query or b""
-
-
-_short_target = lru_cache(maxsize=512)(_split_target)
 
 
 def _body(refusal: Refusal) -> bytes:

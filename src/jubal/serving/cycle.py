@@ -1,12 +1,11 @@
 """One request on a connection and its answer: uvicorn's, with the answer written as Jubal writes answers.
 
 uvicorn hands the head of an answer to the socket apart from its body, looks for bad characters in each header by two regular
-expressions, and makes an event and a timer for each request (docs/decisions/http-server.md).
+expressions (docs/decisions/http-server.md).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
@@ -99,29 +98,3 @@ def _chunk(body: bytes, more: bool) -> bytes:
     if body:
         return b"%x\r\n%b\r\n" % (len(body), body) if more else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     return b"" if more else b"0\r\n\r\n"
-
-
-class Signal:
-    """Of `asyncio.Event` what a cycle needs, for one that waits: most requests are there before anybody does."""
-
-    __slots__ = ("_is_set", "_waiting")
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._waiting: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        self._is_set = True
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
-
-    def clear(self) -> None:
-        self._is_set = False
-
-    async def wait(self) -> None:
-        while not self._is_set:
-            self._waiting = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiting
-            finally:
-                self._waiting = None

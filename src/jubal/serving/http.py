@@ -541,7 +541,7 @@ class HttpApp:
 
     async def _while_wanted(self, exchange: Exchange, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work`, which is cancelled when the client leaves. Raises `ClientGone` then, `Stopping` at the drain limit."""
-        handler = exchange.peer.task or asyncio.current_task()
+        handler = asyncio.current_task()
         assert handler is not None
         with self._watching(exchange, handler) as watch:
             try:

@@ -11,14 +11,12 @@ NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class Peer:
-    """gone: it has closed the connection, or was cut off. task: what answers its request now; None: nobody told. Belongs to one
-    event loop."""
+    """gone: it has closed the connection, or was cut off. Belongs to one event loop."""
 
-    __slots__ = ("_watchers", "gone", "task")
+    __slots__ = ("_watchers", "gone")
 
     def __init__(self) -> None:
         self.gone = False
-        self.task: asyncio.Task[Any] | None = None
         self._watchers: set[Callable[[], None]] = set()
 
     def watch(self, tell: Callable[[], None]) -> None:
