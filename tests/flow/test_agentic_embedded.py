@@ -62,11 +62,24 @@ def said(answer: dict[str, Any]) -> str:
     return text
 
 
+RUN_IT = (
+    "Run this Python code: print(12 * 7)",
+    "Run the code print(12 * 7)",
+    "Run print(12 * 7) in Python.",
+    "Use Python to run: print(12 * 7)",
+)
+"""What a model so small writes hangs on how the processor rounds: the same wording gave a good call on one machine, and on another one with a
+brace too many. One of them has to do."""
+
+
 def test_it_runs_code(server: Server, sandboxed: None) -> None:  # noqa: F811
-    answer = ask(server, "Run this Python code: print(12 * 7)", "code_execution")
-    [call] = answer["choices"][0]["message"]["server_side_tool_calls"]
-    assert (call["function"]["name"], call["status"]) == ("code_execution", "completed")
-    ran = json.loads(call["output"])
+    for question in RUN_IT:
+        answer = ask(server, question, "code_execution")
+        [call] = answer["choices"][0]["message"]["server_side_tool_calls"]
+        assert (call["function"]["name"], call["status"]) == ("code_execution", "completed")
+        ran = json.loads(call["output"])
+        if not ran["error"]:
+            break
     assert ran["error"] == ""
     assert "84" in ran["stdout"] + ran["ret"]
     said(answer)
