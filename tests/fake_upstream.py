@@ -74,6 +74,20 @@ def says(*frames: bytes, pause_s: float = 0.0) -> Behaviour:
     return behave
 
 
+def says_when(allowed: asyncio.Semaphore, *frames: bytes) -> Behaviour:
+    """Streams these frames, one for each release of `allowed`, and ends well."""
+
+    async def behave(upstream: Upstream, request: web.Request) -> web.StreamResponse:
+        response = await _begin(request)
+        for frame in frames:
+            await allowed.acquire()
+            await response.write(frame)
+        await response.write_eof()
+        return response
+
+    return behave
+
+
 def dies_after(*frames: bytes) -> Behaviour:
     """Streams these frames and cuts the connection."""
 
