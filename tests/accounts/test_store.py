@@ -10,15 +10,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
+from jubal.accounts import driver, tables, teams
 from jubal.accounts import store as store_module
-from jubal.accounts import tables, teams
 from jubal.accounts.migrations import HEAD
 from jubal.accounts.store import Store, translate
 from jubal.core.errors import InternalError, JubalError, StoreUnavailable
@@ -357,6 +359,56 @@ def test_another_process_holds_the_lock(sqlite_url: str, sqlite_store: Store) ->
     other.execute("ROLLBACK")
     sqlite_store.transact(add_team, "a")
     other.close()
+
+
+def begun_anew(wal: Path) -> int:
+    """How often SQLite's log has begun again from its start: after all of it was written back."""
+    return int.from_bytes(wal.read_bytes()[12:16], "big")
+
+
+def test_the_log_is_written_back_beside_the_writers(tmp_path: Path, sqlite_store: Store) -> None:
+    """Before any transaction has to do that itself."""
+    session, wal = sqlite_store.session(), tmp_path / "jubal.db-wal"
+    before, count = begun_anew(wal), 0
+    while begun_anew(wal) == before:
+        session.transact(add_team, str(count))
+        count += 1
+        assert wal.stat().st_size < store_module.LOG_PAGES_MAX * 4096
+    assert count >= store_module.TIDY_EVERY
+    session.close()
+
+
+def test_a_long_reader_keeps_the_log_and_stops_nobody(tmp_path: Path, sqlite_url: str, sqlite_store: Store) -> None:
+    session, wal = sqlite_store.session(), tmp_path / "jubal.db-wal"
+    before = begun_anew(wal)
+    reader = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM teams").fetchone() == (1,)
+    for index in range(4 * store_module.TIDY_EVERY):
+        session.transact(add_team, str(index))
+    assert begun_anew(wal) == before
+    assert reader.execute("SELECT count(*) FROM teams").fetchone() == (1,), "its moment"
+    reader.close()
+    while begun_anew(wal) == before:
+        session.transact(add_team, str(wal.stat().st_size))
+        assert wal.stat().st_size < store_module.LOG_PAGES_MAX * 4096
+    session.close()
+
+
+def test_a_log_that_can_not_be_written_back_is_told(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(conn: Connection, sql: str) -> int:
+        if sql.startswith("BEGIN"):
+            return driver.execute(conn, sql)
+        raise exc.OperationalError(sql, (), sqlite3.OperationalError("disk I/O error"))
+
+    monkeypatch.setattr(store_module, "driver", SimpleNamespace(execute=broken))
+    session = sqlite_store.session()
+    with structlog.testing.capture_logs() as logs:
+        for index in range(2 * store_module.TIDY_EVERY):
+            session.transact(add_team, str(index))
+        session.close()
+        sqlite_store.close()
+    assert [(line["log_level"], line["error"]) for line in logs] == [("warning", "disk I/O error")] * 2
 
 
 # ---------------------------------------------------------------------------------------------- PostgreSQL goes away

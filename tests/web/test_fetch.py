@@ -382,9 +382,15 @@ async def test_slow_headers_a_slow_body_and_a_slow_look_up_end_in_time() -> None
 
 
 async def test_time_that_the_caller_ran_out_of_is_not_called_ours() -> None:
+    async def run_out(limit: asyncio.Timeout) -> None:
+        while not one.requests:
+            await asyncio.sleep(0.01)
+        limit.reschedule(asyncio.get_running_loop().time())
+
     async with site(page=endless(b"x", 0.02)) as one:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
+            async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
+                group.create_task(run_out(limit))
                 await get(one)
         await asyncio.wait_for(one.left.wait(), 10)
 

@@ -10,6 +10,7 @@ Errors of SQLAlchemy and of the drivers end here: outside there are only those o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import secrets
@@ -53,6 +54,11 @@ READS_ONLY: Final = "jubal_reads_only"
 SNAPSHOT: Final = {"postgresql": {"isolation_level": "REPEATABLE READ"}}
 """By dialect: how a transaction sees one moment. PostgreSQL's own choice is that every statement sees another one; SQLite has only
 this."""
+TIDY_EVERY: Final = 64
+"""Transactions of a session between two checkpoints beside it: about 500 pages of SQLite's log."""
+LOG_PAGES_MAX: Final = 8_000
+"""Pages of the log (32 MB) at which the transaction that reached it makes the checkpoint itself: where those beside it always came
+while others wrote, or where nobody keeps a session."""
 SYNCHRONOUS: Final = frozenset({"normal", "full", "extra"})
 UNREACHABLE: Final = "store_unreachable"
 ROLLED_BACK: Final = frozenset({"40001", "40P01"})
@@ -141,6 +147,19 @@ class Store:
         """A connection for one thread that writes all the time."""
         return Session(self)
 
+    def tidy(self) -> None:
+        """In a thread, on SQLite: what is in the log goes into the file, which takes a few ms, while others write."""
+        if self._engine.dialect.name == "sqlite":
+            with contextlib.suppress(RuntimeError):  # the executor's word for "shut down"
+                self._threads.submit(self._checkpoint)
+
+    def _checkpoint(self) -> None:
+        try:
+            with self._engine.connect() as connection:
+                driver.execute(connection, "PRAGMA wal_checkpoint(PASSIVE)")
+        except exc.SQLAlchemyError as error:
+            log.warning("the store's log could not be written back; it is tried again", error=_first_line(error))
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         try:
@@ -176,13 +195,19 @@ class Session:
         """For `Store.session`."""
         self._store = store
         self._connection: Connection | None = None
+        self._untidy = 0
 
     def transact(self, fn: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `Store.transact`, but `fn` must be idempotent: it runs again where the fate of a commit is unknown."""
         with _translated():
             if self._connection is None:
                 self._connection = self._store._engine.connect()
-            return self._store._attempt(self._connection, lambda conn: fn(conn, *args, **kwargs), fn_is_idempotent=True)
+            done = self._store._attempt(self._connection, lambda conn: fn(conn, *args, **kwargs), fn_is_idempotent=True)
+        self._untidy += 1
+        if self._untidy >= TIDY_EVERY:
+            self._untidy = 0
+            self._store.tidy()
+        return done
 
     def close(self) -> None:
         if self._connection is not None:
@@ -428,6 +453,7 @@ def _sqlite(url: URL, where: str) -> Engine:
     @sa.event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES_MAX}")
         connection.execute("PRAGMA foreign_keys=ON")
 
     # Python's sqlite3 begins a transaction only before the first write, and then a read that came before it can't be upgraded
