@@ -372,9 +372,11 @@ async def test_slow_headers_a_slow_body_and_a_slow_look_up_end_in_time() -> None
     async with site(headers=never, body=endless(b"x", 0.02)) as one:
         for path in ("/headers", "/body"):
             one.left.clear()
+            one.requests.clear()
             with pytest.raises(FetchTimeout, match=r"0\.2 s"):
                 await get(one, path, timeout_s=0.2)
-            await asyncio.wait_for(one.left.wait(), 10)
+            if one.requests:  # a busy machine may need those 0.2 s to connect
+                await asyncio.wait_for(one.left.wait(), 10)
     made = SafeFetcher(timeout_s=0.2, resolver=no_answer, backend=Connector())
     with pytest.raises(FetchTimeout):
         await made.get("http://slow.test/", bytes_max=LIMIT)
