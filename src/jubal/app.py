@@ -26,6 +26,7 @@ from jubal.accounts.guesses import WrongKeys
 from jubal.accounts.holds import Credit
 from jubal.accounts.keys import KeyRing
 from jubal.accounts.limits import Limiter, MemoryLimiter
+from jubal.accounts.presence import Presence
 from jubal.accounts.scopes import Scopes
 from jubal.accounts.store import GroupCommit, Store
 from jubal.accounts.team_limits import Rates
@@ -87,6 +88,8 @@ DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {
 UPSTREAM_KINDS: Final = frozenset({"openai", "xai"})
 GRPC_DIALECT: Final = "xai_grpc"
 """The name in the store of what the gRPC API keeps."""
+GATEWAYS: Final = "gateways"
+"""The folder of the home that tells which of its gateways are dead."""
 DRAIN_GRACE_S: Final = 5.0
 """After the drain limit: for the answers that were ended to say so, and to be settled."""
 
@@ -458,7 +461,7 @@ def build(settings: config.Settings, *, store: Store | None = None) -> Jubal:
     store = store or Store.open(settings.store_url)
     usage_log = GroupCommit(store, answers.settle)
     images = Images(image_fetcher(settings))
-    credit = Credit(store)
+    credit = Credit(store, presence=Presence(settings.home / GATEWAYS))
     tiers = Tiers.configured(settings.tiers)
     for tier, count in store.read(tiers.missing).items():
         log.warning("teams are of a tier that is not configured, and are refused", tier=tier, teams=count)

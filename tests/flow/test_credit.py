@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from jubal.accounts.presence import BOOT_ID
 from jubal.core.money import exact_usd
 from tests.server import ECHO, Server, jubal, running, start
 
@@ -144,6 +145,29 @@ def test_killed_again_and_again_under_load_the_books_balance(store_config: str, 
         stuck = show(server, team)
         assert stuck["balance_ticks"] - stuck["reserved_ticks"] <= stuck["available_ticks"]
         assert server.stop() == 0
+    finally:
+        server.kill()
+
+
+@pytest.mark.skipif(not BOOT_ID.exists(), reason="the kernel has no name for its boot, so nobody is sure of a death")
+def test_gateways_that_are_killed_keep_nothing_from_their_team(store_config: str, tmp_path: Path) -> None:
+    """What it had reserved is back before its lease could end, so the last of the credit pays for the last request."""
+    home = tmp_path / "home"
+    server = start(home, config=store_config)
+    try:
+        team, key = make_team(server, "--prepaid", ticks=4 * COST + CEILING)
+        for left in range(4, -1, -1):
+            assert ask(server, key)[0] == 200
+            server.kill()
+            server = start(home, config=store_config, port=server.port)
+            until = time.monotonic() + 40
+            while (found := show(server, team))["reserved_ticks"]:
+                assert time.monotonic() < until, "it is there for as long as its lease"
+                time.sleep(0.1)
+            assert found["available_ticks"] == left * COST + CEILING - COST
+        in_order(server)
+        assert server.stop() == 0
+        assert not list((home / "gateways").iterdir())
     finally:
         server.kill()
 

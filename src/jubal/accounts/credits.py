@@ -122,6 +122,12 @@ def close(conn: Connection, reserve_ids: list[str]) -> None:
         conn.execute(reserves.delete().where(reserves.c.id.in_(reserve_ids)))
 
 
+def close_gateway(conn: Connection, gateway: str) -> None:
+    """Ends all reserves of a gateway that is dead. A transaction of its last moment may still be on its way, on PostgreSQL: it has
+    its reserves' rows locked by the time that it can commit, so this waits, and what it draws is never free meanwhile."""
+    conn.execute(reserves.delete().where(reserves.c.gateway == gateway))
+
+
 def renew(conn: Connection, reserve_ids: list[str], *, now_us: int, lease_us: int) -> set[str]:
     """Holds reserves for longer, and returns those that were not lost meanwhile."""
     renewed = set()

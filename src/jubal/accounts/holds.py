@@ -27,6 +27,7 @@ import structlog
 
 from jubal.accounts import credits
 from jubal.accounts.credits import Terms
+from jubal.accounts.presence import Presence
 from jubal.accounts.store import Store
 from jubal.core.errors import JubalError, OutOfCredit, StoreUnavailable
 from jubal.core.money import exact_usd
@@ -98,7 +99,8 @@ class Hold:
 class Credit:
     """One gateway's holds. Belongs to one event loop; `start` before use, `close` when all requests are settled.
 
-    clock: monotonic seconds. now_us: microseconds since 1970; gateways' clocks may differ by a third of `lease_s`.
+    clock: monotonic seconds. now_us: microseconds since 1970; gateways' clocks may differ by a third of `lease_s`. presence: how
+    gateways of one machine know of each other's death before their leases end; None: they don't.
     """
 
     def __init__(
@@ -111,8 +113,10 @@ class Credit:
         wait_s: float = WAIT_S,
         clock: Callable[[], float] = boot_s,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        presence: Presence | None = None,
     ) -> None:
         self._store = store
+        self._presence = presence
         self._lease_s = lease_s
         self._idle_s = idle_s
         self._tick_s = tick_s
@@ -315,6 +319,13 @@ class Credit:
     # ------------------------------------------------------------------------------------------------------ upkeep
 
     def start(self) -> None:
+        if self._presence is not None:
+            try:
+                self._presence.begin(self._gateway)
+            except OSError as error:
+                log.info(
+                    "should this process be killed, its reserved credit comes back a minute later", error=str(error)
+                )
         self._keeper = asyncio.ensure_future(self._keep())
 
     async def close(self) -> None:
@@ -325,20 +336,24 @@ class Credit:
         mine = [reserve.id for reserve in (*self._reserves.values(), *self._retired)]
         self._reserves.clear()
         self._retired.clear()
+        given_back = False
         try:
             await self._store.run(credits.close, mine)
+            given_back = True
         except StoreUnavailable as error:
             log.warning("reserved credit comes back when its lease ends", error=error.message)
+        if self._presence is not None:
+            self._presence.end(clean=given_back)
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(self._tick_s)
             try:
                 await self.upkeep()
             except StoreUnavailable as error:
                 log.warning("reserves of credit can't be kept up", error=error.message)
             except Exception:
                 log.exception("the upkeep of credit failed by a fault of ours")
+            await asyncio.sleep(self._tick_s)
 
     async def upkeep(self) -> None:
         """One round: renews leases, gives back what nobody uses, sweeps what others left behind. Raises `StoreUnavailable`."""
@@ -362,6 +377,7 @@ class Credit:
                 self._wake(team_id)
         if now >= self._sweep_at_s:
             await self._store.run(credits.sweep, self._now_us())
+            await self._bury()
             self._sweep_at_s = now + SWEEP_S
         for team_id in [team_id for team_id, lock in self._locks.items() if team_id not in self._reserves]:
             if not self._locks[team_id].locked() and not self._open.get(team_id):
@@ -388,6 +404,16 @@ class Credit:
             else:
                 log.warning("a reserve of credit was lost", team_id=reserve.team_id, ticks=reserve.held)
                 self._retire(reserve)
+
+    async def _bury(self) -> None:
+        """Gives back what gateways of this machine had reserved that were killed. Raises `StoreUnavailable`."""
+        if self._presence is None:
+            return
+        if buried := await asyncio.to_thread(self._presence.bury, self._close_gateway):
+            log.info("credit is back that gateways had reserved that were killed", gateways=buried)
+
+    def _close_gateway(self, gateway: str) -> None:
+        self._store.transact(credits.close_gateway, gateway)
 
     async def _give_back(self, reserve: _Reserve) -> None:
         ticks, reserve.free = reserve.free, 0
