@@ -40,6 +40,18 @@ def test_a_key_that_can_do_nothing_is_pointed_out(cli: Cli) -> None:
     assert "api-key:endpoint:*" in done.stderr
 
 
+def test_a_model_that_nobody_serves_is_pointed_out(cli: Cli) -> None:
+    """Most likely it is misspelt; or it comes later, so it is no error."""
+    narrow = ["--acl", "api-key:endpoint:chat", "--acl"]
+    for acl in ("api-key:model:grok-4", "api-key:model:grok-4-latest", "api-key:model:*"):
+        assert cli("keys", "create", "--name", "a", *narrow, acl).stderr == ""
+    for act in (["create", "--name", "b"], ["update", "b"]):
+        done = cli("keys", *act, *narrow, "api-key:model:grok4")
+        assert done.exit_code == 0
+        assert done.stderr.startswith("jubal: no model has the name `grok4` now")
+    assert cli("keys", "update", "b", "--rpm", "5").stderr == ""
+
+
 def test_a_wrong_acl_is_refused(cli: Cli) -> None:
     done = cli("keys", "create", "--name", "a", "--acl", "chat")
     assert done.exit_code == 1
@@ -113,6 +125,8 @@ def test_nothing_there_yet(cli: Cli) -> None:
     assert "keys create" in cli("keys", "list").stdout
     assert cli("usage").stdout == "No requests yet.\n"
     assert cli.json("usage") == []
+    assert cli("credits", "history", "--team", "default").stdout.startswith("No transfers yet")
+    assert cli("invoices", "list", "--team", "default").stdout.startswith("No invoices yet")
     assert cli.home.stat().st_mode & 0o777 == 0o700
 
 

@@ -51,3 +51,29 @@ def test_a_price_of_a_model_that_is_gone_can_be_removed(cli: Cli) -> None:
     assert [one["model"] for one in cli.json("prices", "list")] == ["own"]
     assert cli("prices", "rm", "--team", "default", "--model", "own").exit_code == 0
     assert cli.json("prices", "list") == []
+
+
+def test_a_price_that_is_none_is_not_set(cli: Cli) -> None:
+    """It would silently take the place of what the team had. A discount of nothing is one: the list price, whatever * says."""
+    cli("prices", "set", "--team", "default", "--discount", "20")
+    refused = cli("prices", "set", "--team", "default")
+    assert refused.exit_code == 1
+    assert "Which price?" in refused.stderr
+    assert [one["discount"] for one in cli.json("prices", "list")] == [2000]
+    assert cli.json("prices", "set", "--team", "default", "--model", "grok-4", "--discount", "0")["model"] == "grok-4"
+
+
+def test_prices_are_listed_in_words_and_removed_in_json(cli: Cli) -> None:
+    assert "list prices" in cli("prices", "list").stdout
+    rates = ["--input", "2.5", "--request", "0.01", "--tool", "web_search=0.004", "--long-context", "200000=4,1,12"]
+    off = ["--discount", "10", "--volume", "100=12.5"]
+    cli("prices", "set", "--team", "default", "--model", "grok-4", *rates, *off)
+    [_, row] = cli("prices", "list").stdout.splitlines()
+    assert row.split(None, 2)[:2] == ["default", "grok-4"]
+    assert row.split(None, 2)[2].strip() == (
+        "input 2.50, 4.00/1.00/12.00 from 200,000 prompt tokens on, 0.01 a request, web_search 0.004 a call, "
+        "10 % off, 12.5 % off from 100.00 a month on"
+    )
+    team_id = cli.json("teams", "show", "default")["id"]
+    removed = cli.json("prices", "rm", "--team", "default", "--model", "grok-4")
+    assert removed == {"team_id": team_id, "model": "grok-4", "removed": True}

@@ -68,6 +68,13 @@ def test_for_people(used: Cli) -> None:
     assert re.search(r"\n3 requests: [\d,]+ prompt tokens \(0 cached\), 6 answer tokens, 0\.\d{6} USD\n$", shown)
 
 
+def test_on_a_narrow_terminal_requests_are_told_apart(used: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids of one minute begin alike, and no command takes the beginning of one."""
+    monkeypatch.setattr("jubal.cli.usage.short", lambda ident: ident[:8])  # as on such a terminal
+    shown = used("usage").stdout
+    assert all(row["request_id"] in shown for row in used.json("usage"))
+
+
 def test_usage_outlives_its_key(used: Cli) -> None:
     (other,) = (key for key in used.json("keys", "list") if key["name"] == "other")
     used.json("keys", "delete", other["id"])
@@ -90,6 +97,7 @@ def test_sums(used: Cli) -> None:
     assert used("usage", "--by", "moon").exit_code == 1
     assert used("usage", "--by", "hour", "--by", "day").exit_code == 1
     assert used("usage", "--since", "7d").exit_code == 1, "goes with --by"
+    assert used("usage", "--by", "day", "--limit", "3").exit_code == 1, "goes without"
 
 
 def test_export(used: Cli) -> None:

@@ -39,7 +39,11 @@ def audit(
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", min=1, max=JSON_MAX, help=f"The newest N. Default: {SHOWN}, or {JSON_MAX:,} with --json."
+            "--limit",
+            metavar="N",
+            min=1,
+            max=JSON_MAX,
+            help=f"The newest N. Default: {SHOWN}, or {JSON_MAX:,} with --json.",
         ),
     ] = None,
     as_json: JsonOption = False,

@@ -112,6 +112,15 @@ def first_key(settings: config.Settings) -> str | None:
         return None
 
 
+def is_served(settings: config.Settings, model: str) -> bool:
+    """Whether a model has this name or alias; * means all of them."""
+    try:
+        public_name(settings, model)
+    except CommandError:
+        return False
+    return True
+
+
 def public_name(settings: config.Settings, model: str) -> str:
     """The name of the model that was typed, by name or alias; * stays. Raises `CommandError` for one that is not there."""
     from jubal import catalogue

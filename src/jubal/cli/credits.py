@@ -39,9 +39,11 @@ HISTORY_MAX: Final = 1_000_000
 """They are all held in memory at once, so there is a bound."""
 UsdOption: TypeAlias = Annotated[str, typer.Option("--usd", metavar="N", help="How many USD.")]
 IdOption: TypeAlias = Annotated[
-    str | None, typer.Option("--id", help="A name for this payment: with the same one it is booked once.")
+    str | None, typer.Option("--id", metavar="ID", help="A name for this payment: with the same one it is booked once.")
 ]
-NoteOption: TypeAlias = Annotated[str | None, typer.Option("--note", help="What for, as the history shows it.")]
+NoteOption: TypeAlias = Annotated[
+    str | None, typer.Option("--note", metavar="TEXT", help="What for, as the history shows it.")
+]
 
 app = typer.Typer(no_args_is_help=True, help="Credit: what teams paid, have left and owe.")
 
@@ -182,7 +184,9 @@ def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[st
 @app.command("history")
 def history(
     team: TeamOption,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=HISTORY_MAX, help="The newest N transfers.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, max=HISTORY_MAX, help="The newest N transfers.")
+    ] = 100,
     usage: Annotated[bool, typer.Option("--usage", help="Those of single requests too.")] = False,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
@@ -198,6 +202,9 @@ def history(
         found = store.read(rows)
     if as_json:
         print_json([{**one._asdict(), "usd": exact_usd(one.ticks)} for one in found])
+        return
+    if not found:
+        print("No transfers yet." if usage else "No transfers yet; those of requests come with --usage.")
         return
     print_table(
         table("when", "kind", "from", "to", "USD", "note", "id", right=("USD",)),

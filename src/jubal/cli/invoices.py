@@ -55,6 +55,9 @@ def list_(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOpti
     if as_json:
         print_json([{name: value for name, value in to_json(one).items() if name != "lines"} for one in found])
         return
+    if not found:
+        print("No invoices yet: nothing was used or paid.")
+        return
     print_table(
         table("month", *AMOUNTS, right=AMOUNTS),
         [(one.name, f"{one.requests:,}", *map(exact_usd, (one.total, one.on_account, one.open))) for one in found],
@@ -65,7 +68,10 @@ def list_(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOpti
 def show(
     team: TeamOption,
     month: Annotated[str, typer.Option("--month", metavar="YYYY-MM", help="A UTC month, such as 2026-11.")],
-    format: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
+    format: Annotated[
+        Format,
+        typer.Option("--format", metavar="F", help="How to print it: table, json, csv or html.", show_choices=False),
+    ] = Format.table,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
 ) -> None:

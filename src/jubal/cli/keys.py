@@ -14,6 +14,7 @@ from jubal.cli.common import (
     CommandError,
     ConfigOption,
     JsonOption,
+    is_served,
     now_us,
     open_store,
     operator,
@@ -36,6 +37,7 @@ PREFIX_CHARS_MIN: Final = 4
 """Shorter beginnings of an id are not taken: one typed character must not delete a key."""
 MATCHES_SHOWN: Final = 5
 NO_LIMIT: Final = "none"
+MODEL_ACL: Final = "api-key:model:"
 
 KeyArgument: TypeAlias = Annotated[
     str, typer.Argument(metavar="ID", help="The key's id, at least four characters of its beginning, or its name.")
@@ -46,7 +48,7 @@ app = typer.Typer(no_args_is_help=True, help="API keys: make, list and change th
 
 @app.command("create")
 def create(
-    name: Annotated[str, typer.Option("--name", help="What the key is for.")],
+    name: Annotated[str, typer.Option("--name", metavar="N", help="What the key is for.")],
     team: Annotated[
         str | None, typer.Option("--team", metavar="T", help="Its team, by name or id. Default: the default team.")
     ] = None,
@@ -60,9 +62,15 @@ def create(
             show_default=False,
         ),
     ] = None,
-    rps: Annotated[int | None, typer.Option("--rps", min=1, help="Requests per second. Default: no limit.")] = None,
-    rpm: Annotated[int | None, typer.Option("--rpm", min=1, help="Requests per minute. Default: no limit.")] = None,
-    tpm: Annotated[int | None, typer.Option("--tpm", min=1, help="Tokens per minute. Default: no limit.")] = None,
+    rps: Annotated[
+        int | None, typer.Option("--rps", metavar="N", min=1, help="Requests per second. Default: no limit.")
+    ] = None,
+    rpm: Annotated[
+        int | None, typer.Option("--rpm", metavar="N", min=1, help="Requests per minute. Default: no limit.")
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option("--tpm", metavar="N", min=1, help="Tokens per minute. Default: no limit.")
+    ] = None,
     expires: Annotated[
         str | None,
         typer.Option("--expires", metavar="WHEN", help="30d, or a date such as 2026-12-31. Default: never."),
@@ -77,10 +85,11 @@ def create(
     wanted: dict[str, Any] = {"name": name, "rps": rps, "rpm": rpm, "tpm": tpm, "management": management}
     wanted["acls"] = tuple(acl) if acl else None
     wanted["expires_us"] = None if expires is None else moment_us(expires, "--expires", now_us(), sign=1)
-    with open_store(config.load(config_file)) as store:
+    settings = config.load(config_file)
+    with open_store(settings) as store:
         key, secret = store.transact(_create, team, wanted)
     _show_secret(key, secret, as_json)
-    _warn_of_idle(key)
+    _warn_of_idle(key, settings)
 
 
 def _create(conn: Connection, team: str | None, wanted: dict[str, Any]) -> tuple[Key, str]:
@@ -91,13 +100,20 @@ def _create(conn: Connection, team: str | None, wanted: dict[str, Any]) -> tuple
     return keys.create(conn, operator(conn), team_id=owner.id, now_us=now_us(), **wanted)
 
 
-def _warn_of_idle(key: Key) -> None:
-    """An endpoint and a model ACL must both match, which is easily forgotten."""
+def _warn_of_idle(key: Key, settings: config.Settings) -> None:
+    """An endpoint and a model ACL must both match, which is easily forgotten; and a model is easily misspelt."""
     if key.management:
         return
     for kind in ("model", "endpoint"):
         if not any(acl.startswith(f"api-key:{kind}:") for acl in key.acls):
             print(f"jubal: without an ACL such as api-key:{kind}:* this key can do nothing.", file=sys.stderr)
+    for acl in key.acls:
+        if acl.startswith(MODEL_ACL) and not is_served(settings, acl.removeprefix(MODEL_ACL)):
+            model = acl.removeprefix(MODEL_ACL)
+            print(
+                f"jubal: no model has the name `{model}` now; `jubal models list` shows those that there are.",
+                file=sys.stderr,
+            )
 
 
 @app.command("list")
@@ -202,7 +218,7 @@ def _state(key: Key) -> str:
 @app.command("update")
 def update(
     key_id: KeyArgument,
-    name: Annotated[str | None, typer.Option("--name", help="Another name.")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="N", help="Another name.")] = None,
     acl: Annotated[
         list[str] | None, typer.Option("--acl", metavar="A", help="In the place of all it had; may be given often.")
     ] = None,
@@ -228,13 +244,15 @@ def update(
         changes["expires_us"] = None if expires == "never" else moment_us(expires, "--expires", now_us(), sign=1)
     if not changes:
         raise CommandError("Nothing to change: give --name, --acl, --rps, --rpm, --tpm or --expires.")
-    with open_store(config.load(config_file)) as store:
+    settings = config.load(config_file)
+    with open_store(settings) as store:
         key = store.transact(_act, "update", key_id, changes=changes)
     if as_json:
         print_json(view(key))
     else:
         print(f"Changed the key {key.name} ({key.id}).")
-        _warn_of_idle(key)
+    if acl is not None:
+        _warn_of_idle(key, settings)
 
 
 def _limit(flag: str, text: str) -> int | None:

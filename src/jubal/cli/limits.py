@@ -43,12 +43,14 @@ def set_(
     team: TeamOption,
     model: ModelOption = "*",
     rps: Annotated[
-        int | None, typer.Option(min=0, help="Requests per second; 0: no limit.", show_default=False)
+        int | None, typer.Option(metavar="N", min=0, help="Requests per second; 0: no limit.", show_default=False)
     ] = None,
     rpm: Annotated[
-        int | None, typer.Option(min=0, help="Requests per minute; 0: no limit.", show_default=False)
+        int | None, typer.Option(metavar="N", min=0, help="Requests per minute; 0: no limit.", show_default=False)
     ] = None,
-    tpm: Annotated[int | None, typer.Option(min=0, help="Tokens per minute; 0: no limit.", show_default=False)] = None,
+    tpm: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Tokens per minute; 0: no limit.", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
     config_file: ConfigOption = None,
 ) -> None:

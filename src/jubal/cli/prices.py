@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -21,9 +21,11 @@ from jubal.cli.common import (
     table,
     ticks_of,
 )
-from jubal.core.money import LongContext
+from jubal.core.money import LongContext, exact_usd
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.engine import Connection
 
     from jubal.accounts.prices import PriceTerms
@@ -32,13 +34,17 @@ if TYPE_CHECKING:
 PER_MILLION = 1_000_000
 RateOption = Annotated[str | None, typer.Option(metavar="USD", help="USD per million tokens.", show_default=False)]
 
+ModelOption: TypeAlias = Annotated[
+    str, typer.Option("--model", metavar="M", help="A model's public name, * for all others.")
+]
+
 app = typer.Typer(no_args_is_help=True, help="Prices of single teams. Those of the list are in the configuration.")
 
 
 @app.command("set")
 def set_(
     team: TeamOption,
-    model: Annotated[str, typer.Option("--model", help="A model's public name, * for all others.")] = "*",
+    model: ModelOption = "*",
     input: RateOption = None,
     cached_input: RateOption = None,
     output: RateOption = None,
@@ -58,7 +64,10 @@ def set_(
             show_default=False,
         ),
     ] = None,
-    discount: Annotated[float, typer.Option(min=0, max=100, help="Percent off all rates.")] = 0,
+    discount: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, metavar="PERCENT", help="Percent off all rates. Default: 0.", show_default=False),
+    ] = None,
     volume: Annotated[
         list[str] | None,
         typer.Option(metavar="USD=PERCENT", help="Percent off once so much was spent this month; may be given often."),
@@ -70,7 +79,7 @@ def set_(
     from jubal.accounts.prices import PriceTerms
 
     settings = config.load(config_file)
-    name = public_name(settings, model)
+    public = public_name(settings, model)
     steps = [_pair(text, "--volume") for text in volume or ()]
     terms = PriceTerms(
         input=_rate(input),
@@ -81,15 +90,19 @@ def set_(
         request=None if request is None else ticks_of(request),
         tools=tuple((name, ticks_of(usd)) for name, usd in (_pair(text, "--tool") for text in tool)) if tool else None,
         long_context=None if long_context is None else _long_context(long_context),
-        discount=_basis_points(str(discount)),
+        discount=_basis_points(str(discount or 0)),
         volume=tuple(sorted((ticks_of(usd), _basis_points(percent)) for usd, percent in steps)),
     )
+    if discount is None and terms == PriceTerms():  # 0 means something: the list price, whatever `*` says
+        raise CommandError(
+            "Which price? Give a rate such as --input, --discount or --volume; `jubal prices rm` goes back to the list."
+        )
     with open_store(settings) as store:
-        team_id = store.transact(_put, team, name, terms)
+        team_id = store.transact(_put, team, public, terms)
     if as_json:
-        print_json(view(team_id, name, terms))
+        print_json(view(team_id, public, terms))
     else:
-        print(f"Set the price of {name} for {team}.")
+        print(f"Set the price of {public} for {team}.")
 
 
 def _put(conn: Connection, team: str, model: str, terms: PriceTerms) -> str:
@@ -145,40 +158,57 @@ def list_(
 ) -> None:
     """List the prices that are not the list's."""
 
-    def rows(conn: Connection) -> list[tuple[str, str, PriceTerms]]:
+    def rows(conn: Connection) -> list[tuple[str, str, str, PriceTerms]]:
         from jubal.accounts import prices, teams
 
-        return prices.listing(conn, None if team is None else teams.by_name_or_id(conn, team).id)
+        team_id = None if team is None else teams.by_name_or_id(conn, team).id
+        found = prices.listing(conn, team_id)
+        names = {one: teams.get(conn, one).name for one in {row[0] for row in found}}
+        return [(names[of], of, model, terms) for of, model, terms in found]
 
     with open_store(config.load(config_file)) as store:
-        found = [view(*one) for one in store.read(rows)]
+        found = store.read(rows)
     if as_json:
-        print_json(found)
-    else:
+        print_json([view(team_id, model, terms) for _, team_id, model, terms in found])
+    elif found:
         print_table(
             table("team", "model", "terms"),
-            [
-                (
-                    str(one["team_id"]),
-                    str(one["model"]),
-                    ", ".join(f"{name} {value}" for name, value in one.items() if name not in ("team_id", "model")),
-                )
-                for one in found
-            ],
+            [(name, model, ", ".join(_in_words(terms))) for name, _, model, terms in found],
         )
+    else:
+        print("Every team pays the list prices. `jubal prices set` gives one a price of its own.")
+
+
+def _in_words(terms: PriceTerms) -> Iterator[str]:
+    """In USD: rates are per million tokens."""
+    for name in ("input", "cached_input", "output", "image", "reasoning"):
+        if (ticks := getattr(terms, name)) is not None:
+            yield f"{name.replace('_', ' ')} {exact_usd(ticks * PER_MILLION)}"
+    if (long := terms.long_context) is not None:
+        rates = "/".join(exact_usd(ticks * PER_MILLION) for ticks in (long.input, long.cached_input, long.output))
+        yield f"{rates} from {long.threshold:,} prompt tokens on"
+    if terms.request is not None:
+        yield f"{exact_usd(terms.request)} a request"
+    for tool, ticks in terms.tools or ():
+        yield f"{tool} {exact_usd(ticks)} a call"
+    if terms.discount:
+        yield f"{terms.discount / 100:g} % off"
+    for spent, discount in terms.volume:
+        yield f"{discount / 100:g} % off from {exact_usd(spent)} a month on"
 
 
 @app.command("rm")
 def rm(
     team: TeamOption,
-    model: Annotated[str, typer.Option("--model", help="A model's public name, * for all others.")] = "*",
+    model: ModelOption = "*",
+    as_json: JsonOption = False,
     config_file: ConfigOption = None,
 ) -> None:
     """Go back to the list price."""
 
     settings = config.load(config_file)
 
-    def work(conn: Connection) -> str:
+    def work(conn: Connection) -> tuple[str, str]:
         from jubal.accounts import prices, teams
         from jubal.admin import credits
 
@@ -186,10 +216,14 @@ def rm(
         there = {name for _, name, _ in prices.listing(conn, team_id)}
         name = model if model in there else public_name(settings, model)  # one that nobody serves any more, or an alias
         credits.remove_price(conn, operator(conn), team_id, name, now_us=now_us())
-        return name
+        return team_id, name
 
     with open_store(settings) as store:
-        print(f"{store.transact(work)} has its list price for {team} again.")
+        team_id, name = store.transact(work)
+    if as_json:
+        print_json({"team_id": team_id, "model": name, "removed": True})
+    else:
+        print(f"{name} has its list price for {team} again.")
 
 
 def view(team_id: str, model: str, terms: PriceTerms) -> dict[str, object]:

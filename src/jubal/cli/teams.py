@@ -16,6 +16,7 @@ from jubal.cli.common import (
     operator,
     print_json,
     print_table,
+    printable,
     table,
     when,
 )
@@ -35,7 +36,7 @@ app = typer.Typer(no_args_is_help=True, help="Teams: who pays. Every key belongs
 
 @app.command("create")
 def create(
-    name: Annotated[str, typer.Option("--name", help="A name that no other team has.")],
+    name: Annotated[str, typer.Option("--name", metavar="N", help="A name that no other team has.")],
     prepaid: Annotated[bool, typer.Option("--prepaid", help="Its credit must cover what it asks for.")] = False,
     tier: TierOption = "standard",
     as_json: JsonOption = False,
@@ -147,8 +148,16 @@ def _say(team: Team, as_json: bool) -> None:
     if as_json:
         print_json(view(team))
         return
-    for name, value in view(team).items():
-        print(f"{name:8} {when(team.created_us) if name == 'created' else value}")
+    lines = {
+        "id": team.id,
+        "name": team.name,
+        "prepaid": "yes" if team.prepaid else "no",
+        "state": "blocked" if team.blocked else "active",
+        "tier": team.tier,
+        "created": when(team.created_us),
+    }
+    for name, value in lines.items():
+        print(f"{name:8} {printable(value)}")
 
 
 def check_tier(settings: config.Settings, name: str) -> None:

@@ -90,6 +90,7 @@ def usage(
         int | None,
         typer.Option(
             "--limit",
+            metavar="N",
             min=1,
             max=JSON_ROWS_MAX,
             help=f"The newest N requests. Default: {ROWS_SHOWN}, or {JSON_ROWS_MAX:,} with --json.",
@@ -104,6 +105,8 @@ def usage(
     if context.invoked_subcommand is not None:
         return
     if by:
+        if limit is not None:
+            raise CommandError("--limit goes with single requests, not with --by.")
         _sums(by, key, team, since, until, as_json, as_csv, config.load(config_file))
         return
     if since is not None or until is not None or as_csv:
@@ -362,7 +365,7 @@ def _print(rows: list[UsageRow]) -> None:
                 usd(row.cost_in_usd_ticks),
                 f"{row.latency_us / 1000:,.1f}",
                 short(row.key_id),
-                short(row.request_id),
+                row.request_id,  # whole: those of a minute begin alike
             )
             for row in rows
         ],
