@@ -447,7 +447,15 @@ def test_usage_is_summed(managed: Managed) -> None:
     assert balance["total"] == {"val": "-2500"}, "the sign is inverted"
     assert [(one["changeOrigin"], one["amount"]) for one in balance["changes"]] == [("PURCHASE", {"val": "-2500"})]
     managed.ok("GET", "/v1/billing/teams/{team_id}/invoices", answers="InvoiceList")
-    managed.ok("GET", "/v1/billing/teams/{team_id}/prepaid/balance", answers="PrepaidBalance")
+    assert managed.chat(made["apiKey"])[0] == 200
+    newest, bought = managed.ok("GET", "/v1/billing/teams/{team_id}/prepaid/balance", answers="PrepaidBalance")[
+        "changes"
+    ]
+    *_, month = managed.server.command("invoices", "list", "--team", managed.team)
+    assert newest["changeOrigin"] == "SPEND"
+    assert f"{newest['spendBpKeyYear']}-{newest['spendBpKeyMonth']:02}" == month["month"]
+    assert bought["createTs"] == bought["createTime"]
+    assert "spendBpKeyYear" not in bought
     managed.ok("GET", "/v1/billing/teams/{team_id}/postpaid/spending-limits", answers="SpendingLimits")
     managed.ok("GET", "/v1/billing/teams/{team_id}/payment-method", answers="PaymentMethods")
 

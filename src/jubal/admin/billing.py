@@ -57,12 +57,13 @@ class Bill:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What moved prepaid credit. ticks: below zero where it was used or paid back."""
+    """What moved prepaid credit. ticks: below zero where it was used or paid back. month: in which requests used it, as 202611."""
 
     id: str
     kind: ChangeKind
     ticks: int
     created_us: int
+    month: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Books:
             end_us = ledger.first_us(ledger.next_month(month))
             spent = ledger.sums(conn, team_id, ledger.first_us(month), end_us).get(("usage", "prepaid"), 0)
             if spent:
-                changes.append(Change(f"spend:{team_id}:{month}", "spend", -spent, min(end_us, now_us)))
+                changes.append(Change(f"spend:{team_id}:{month}", "spend", -spent, min(end_us, now_us), month))
         changes.sort(key=lambda change: change.created_us, reverse=True)
         return Prepaid(ledger.read(conn, team_id).prepaid, tuple(changes))
 

@@ -28,7 +28,7 @@ from jubal.admin import limits as admin_limits
 from jubal.admin import teams as admin_teams
 from jubal.admin.actor import Actor
 from jubal.admin.analytics import Query
-from jubal.admin.billing import Bill, Books, Prepaid
+from jubal.admin.billing import Bill, Books, Change, Prepaid
 from jubal.core.errors import BadRequest, JubalError, NotFound, UnsupportedMedia
 from jubal.core.model import Model, Weights
 from jubal.core.money import LongContext, Price
@@ -480,18 +480,7 @@ class Management(Routes):
     async def _balance(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
         prepaid = await self._read(billing.prepaid, who, self._books, team_id, now_us=self._now_us())
-        changes = [
-            wire.PrepaidChange(
-                team_id,
-                ORIGINS[change.kind],
-                "SUCCEEDED",
-                wire.Cents(wire.cents(-change.ticks)),
-                change.id,
-                "",
-                wire.stamp(change.created_us),
-            )
-            for change in prepaid.changes
-        ]
+        changes = [_prepaid_change(team_id, change) for change in prepaid.changes]
         await _answer(exchange, wire.PrepaidBalance(changes, wire.Cents(wire.cents(-prepaid.left))))
 
     async def _usage(self, exchange: Exchange, team_id: str) -> None:
@@ -766,6 +755,22 @@ def _lines(bill: Bill) -> list[wire.InvoiceLine]:
         )
         for line, amount in zip(bill.lines, wire.shares(line.ticks for line in bill.lines), strict=True)
     ]
+
+
+def _prepaid_change(team_id: str, change: Change) -> wire.PrepaidChange:
+    created = wire.stamp(change.created_us)
+    return wire.PrepaidChange(
+        team_id=team_id,
+        change_origin=ORIGINS[change.kind],
+        topup_status="SUCCEEDED",
+        amount=wire.Cents(wire.cents(-change.ticks)),
+        invoice_id=change.id,
+        invoice_number="",
+        create_time=created,
+        create_ts=created,
+        spend_bp_key_year=msgspec.UNSET if change.month is None else change.month // 100,
+        spend_bp_key_month=msgspec.UNSET if change.month is None else change.month % 100,
+    )
 
 
 def _cycle(month: int) -> wire.BillingCycle:

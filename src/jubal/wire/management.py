@@ -547,7 +547,8 @@ class SpendingLimits(msgspec.Struct, rename="camel"):
 
 
 class PrepaidChange(msgspec.Struct, rename="camel"):
-    """amount: below zero where credit came, as in xAI's."""
+    """amount: below zero where credit came, as in xAI's. spend_bp_key_*: the month in which requests used it, where they did.
+    create_ts: the same as create_time."""
 
     team_id: str
     change_origin: str
@@ -556,6 +557,9 @@ class PrepaidChange(msgspec.Struct, rename="camel"):
     invoice_id: str
     invoice_number: str
     create_time: str
+    create_ts: str
+    spend_bp_key_year: int | UnsetType = UNSET
+    spend_bp_key_month: int | UnsetType = UNSET
 
 
 class PrepaidBalance(msgspec.Struct):
