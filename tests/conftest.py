@@ -123,8 +123,8 @@ def real_server(models_home: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, or does within 5 s."""
-    for _ in range(500):
+    """Whether a process has ended, or does within a minute."""
+    for _ in range(6000):
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:  # ended; whoever must reap it takes its time
                 return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -22,12 +24,12 @@ from tests import leash
 from tests.forking import Forked, Forker
 
 FORKS = sys.platform == "linux"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 100.0
 LEASHED = (sys.executable, "-P", leash.__file__)
 """Before the arguments of `jubal`, with `leash.held()` as standard input: it then ends with the tests."""
 
 
-def jubal(*args: str, home: Path, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+def jubal(*args: str, home: Path, timeout: float = 100, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end. What is set for Python itself it reads only at a start of its own."""
     if FORKS and not any(name.startswith("PYTHON") for name in env):
         return _forked_command(args, environment(home, **env), timeout)
@@ -104,7 +106,7 @@ class Server:
         *,
         key: str | None = "",
         headers: dict[str, str] | None = None,
-        timeout: float = 60,
+        timeout: float = 100,
     ) -> tuple[int, dict[str, str], Any]:
         """(status, headers with lower-case names, body decoded from JSON where it is JSON). key: "" for the server's own."""
         connection = self._connection(timeout)
@@ -157,9 +159,9 @@ class Server:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
-    def stop(self, timeout: float = 20) -> int:
+    def stop(self, timeout: float = 60) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
@@ -224,20 +226,48 @@ def _until_answering(server: Server, ready: bool) -> None:
     while time.monotonic() < until:
         assert server.process.poll() is None, f"the server ended:\n{server.log.read_text()[-3000:]}"
         with contextlib.suppress(OSError, http.client.HTTPException):
-            status, _, last = server.request("GET", "/health", key=None, timeout=2)
+            status, _, last = server.request("GET", "/health", key=None, timeout=10)
             if status == 200 or not ready:
                 return
         time.sleep(0.02)
     raise AssertionError(f"not ready after {START_TIMEOUT_S} s: {last}\n{server.log.read_text()[-3000:]}")
 
 
-def free_port() -> int:
-    import socket
+PORTS = range(20_000, 32_000)
+"""Below those that Linux and macOS give to whoever asks for any port: such a one can be somebody else's before its server starts."""
+PORTS_EACH = 100
+_ports: list[int] = []
+_ports_lock = threading.Lock()
+_ports_claim: list[IO[bytes]] = []
+"""Keeps this process's ports its own, until it ends."""
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+
+def free_port() -> int:
+    """A port where nobody listens, and which no other process of tests on this machine is given."""
+    with _ports_lock:
+        if not _ports_claim:
+            _ports[:] = _claim_ports()
+        for _ in _ports:
+            _ports.append(port := _ports.pop(0))  # the one that was used longest ago
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise AssertionError("no port is free")
+
+
+def _claim_ports() -> range:
+    folder = Path(tempfile.gettempdir()) / f"jubal-test-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for first in PORTS[::PORTS_EACH]:
+        claim = (folder / str(first)).open("wb")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            claim.close()
+            continue
+        _ports_claim.append(claim)
+        return range(first, first + PORTS_EACH)
+    raise AssertionError("too many processes of tests")
 
 
 @contextlib.contextmanager
@@ -258,7 +288,7 @@ def running(
         if server.process.poll() is None:
             server.process.send_signal(signal.SIGTERM)
             try:
-                server.process.wait(10)
+                server.process.wait(30)
             except subprocess.TimeoutExpired:
                 server.kill()
         with contextlib.suppress(ProcessLookupError):

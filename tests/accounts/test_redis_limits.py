@@ -184,7 +184,7 @@ async def test_scripts_that_were_flushed_are_loaded_again(redis: RedisServer) ->
 
 
 async def until_back(limiter: Limiter) -> Ticket:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await limiter.take(ONE, 10)
@@ -252,7 +252,7 @@ async def test_a_closed_limiter_leaves_a_dead_redis_alone(redis: RedisServer) ->
     ticket = await limiter.take(ONE, 10)
     redis.stop()
     limiter.give_back(ticket, 10)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await limiter.close()
     redis.start()
 

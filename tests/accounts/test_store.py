@@ -33,7 +33,7 @@ def in_other_processes(count: int, code: str, *args: str) -> list[str]:
         subprocess.Popen([sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(count)
     ]
-    outputs = [process.communicate(timeout=30) for process in running]
+    outputs = [process.communicate(timeout=100) for process in running]
     for process, (_, errors) in zip(running, outputs, strict=True):
         assert process.returncode == 0, errors
     return [printed.strip() for printed, _ in outputs]

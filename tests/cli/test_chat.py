@@ -166,7 +166,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._side, text.encode())
 
-    def until(self, text: str, timeout_s: float = 10) -> str:
+    def until(self, text: str, timeout_s: float = 60) -> str:
         """What was shown up to and with `text`."""
         deadline = time.monotonic() + timeout_s
         while text not in self._seen:

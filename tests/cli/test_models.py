@@ -187,7 +187,7 @@ def test_an_interrupted_download_is_resumed(cli: Cli, slow_file: SlowFile, tmp_p
         while not part.exists() or part.stat().st_size < len(GGUF) // 4:
             pass
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[0] == f"Fetching {slow_file.url}"
     assert err.splitlines()[-1] == f"jubal: fetching {slow_file.url} was interrupted; run again to resume."

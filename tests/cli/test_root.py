@@ -108,7 +108,7 @@ main()
 
     def run(**extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path) | extra, timeout=30
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path) | extra, timeout=100
         )
 
     done = run()
@@ -144,7 +144,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
             stdout=out,
             stderr=subprocess.PIPE,
             env=environment(tmp_path),
-            timeout=30,
+            timeout=100,
         )
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -161,7 +161,7 @@ def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
         with fifo.open("w"):  # opens when the command does
             time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=10)
+            out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"")
 
 

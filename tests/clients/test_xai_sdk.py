@@ -336,12 +336,12 @@ def test_tls_on_request(tmp_path: Path) -> None:
         ask = chat_pb2.GetCompletionsRequest(model="grok-4", messages=[x.user("hi there")])
         with grpc.secure_channel(f"localhost:{server.grpc_port}", grpc.ssl_channel_credentials(cert)) as raw:
             answer = xai_sdk.proto.chat_pb2_grpc.ChatStub(raw).GetCompletion(
-                ask, metadata=authorized(server), timeout=20
+                ask, metadata=authorized(server), timeout=60
             )
         assert answer.outputs[0].message.content == "hi there"
         assert "with TLS" in server.log.read_text()
         with channel(server) as raw, pytest.raises(grpc.RpcError) as caught:
-            xai_sdk.proto.chat_pb2_grpc.ChatStub(raw).GetCompletion(ask, metadata=authorized(server), timeout=20)
+            xai_sdk.proto.chat_pb2_grpc.ChatStub(raw).GetCompletion(ask, metadata=authorized(server), timeout=60)
         assert refusal(caught)[0] is grpc.StatusCode.UNAVAILABLE
 
 
@@ -529,7 +529,7 @@ async def test_pieces_come_as_they_are_made(tmp_path: Path) -> None:
     taken = asyncio.Semaphore(1)
     async with scripted(tmp_path, says_when(taken, *map(piece, words), ending())) as (client, _, _):
         said = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for _, chunk in client.chat.create(model="grok-4", messages=[x.user("hi")]).stream():
                 if chunk.content:
                     said.append(chunk.content)
@@ -546,7 +546,7 @@ async def test_cancellation_reaches_the_upstream(tmp_path: Path) -> None:
             async for _, chunk in chat.stream():
                 said.append(chunk.content)
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             streamed = asyncio.ensure_future(read())
             while not said:
                 await asyncio.sleep(0.01)
@@ -623,7 +623,7 @@ async def test_an_open_stream_is_drained_and_told(tmp_path: Path) -> None:
             assert said == ["one"]
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert "shutting down" in caught.value.details()
-            assert await asyncio.to_thread(server.process.wait, 20) == 0
+            assert await asyncio.to_thread(server.process.wait, 60) == 0
 
 
 @asynccontextmanager

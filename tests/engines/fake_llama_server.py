@@ -1,9 +1,9 @@
 """A stand-in for the llama.cpp child, to be run as a process: it listens on the same socket and can misbehave.
 
     python fake_llama_server.py '{"socket": …}' [--ready-after S] [--never-ready] [--exit TEXT] [--ignore-sigterm]
-                                [--pieces N] [--pause S] [--hang] [--deaf-after S] [--die-after N] [--once FILE]
+                                [--pieces N] [--pause S] [--hang] [--deaf-by FILE] [--die-after N] [--once FILE]
 
---hang: requests get no answer, /health does. --deaf-after: nothing is answered any more, S seconds after the start.
+--hang: requests get no answer, /health does. --deaf-by: nothing is answered any more once FILE is there.
 --die-after: exits in the middle of an answer. --once: the misbehaviour is for the first process only; FILE remembers it.
 """
 
@@ -38,13 +38,13 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=3)
     parser.add_argument("--pause", type=float, default=0)
     parser.add_argument("--hang", action="store_true")
-    parser.add_argument("--deaf-after", type=float)
+    parser.add_argument("--deaf-by", type=Path)
     parser.add_argument("--die-after", type=int)
     parser.add_argument("--once", type=Path)
     flags = parser.parse_args()
     if flags.once is not None:
         if flags.once.exists():
-            flags.exit, flags.never_ready, flags.hang, flags.deaf_after, flags.die_after = (
+            flags.exit, flags.never_ready, flags.hang, flags.deaf_by, flags.die_after = (
                 None,
                 False,
                 False,
@@ -79,7 +79,7 @@ async def serve(flags: argparse.Namespace) -> None:
             )
             body = await reader.readexactly(length)
             age = time.monotonic() - started
-            if flags.deaf_after is not None and age >= flags.deaf_after:
+            if flags.deaf_by is not None and flags.deaf_by.exists():
                 await asyncio.sleep(3600)
             path = head.split(" ")[1]
             if path == "/health":

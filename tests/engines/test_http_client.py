@@ -44,7 +44,7 @@ from jubal.engines.openai_compat import OpenAICompatEngine
 from jubal.testing import one_turn
 from tests.flow.test_security import make_certificate
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 SILENCE_S = 600.0
 SHORT_S = 0.2
 
@@ -654,27 +654,30 @@ async def test_silence_ends_a_request_and_no_sooner_than_asked(said: bytes) -> N
 async def test_silence_begins_with_the_last_byte() -> None:
     async def answer(peer: Peer) -> None:
         for digit in OK[:2]:
-            await asyncio.sleep(SHORT_S / 4)
+            await asyncio.sleep(silence_s / 4)
             await peer.send(bytes([digit]))
         await hangs(peer)
 
+    silence_s = 1.6
     loop = asyncio.get_running_loop()
     async with serving(answer) as served, Client(served) as client:
         began = loop.time()
         with pytest.raises(Silent):
-            await client.ask(silence_s=SHORT_S)
-        assert loop.time() - began >= 1.5 * SHORT_S - 0.005
+            await client.ask(silence_s=silence_s)
+        assert loop.time() - began >= 1.5 * silence_s - 0.005
 
 
 async def test_a_server_that_never_stops_for_long_is_not_silent() -> None:
     async def answer(peer: Peer) -> None:
-        await peer.send(framed(b"12345")[:-5])
-        for digit in b"12345":
-            await asyncio.sleep(0.3)
+        await peer.send(framed(said)[: -len(said)])
+        for digit in said:
+            await asyncio.sleep(0.1)
             await peer.send(bytes([digit]))
 
+    said = b"0123456789" * 4
+
     async with serving(answer) as served, Client(served) as client:
-        assert await client.ask(silence_s=1) == (200, b"12345")
+        assert await client.ask(silence_s=3) == (200, said)
 
 
 async def test_a_shorter_patience_after_a_longer_one_on_the_same_connection() -> None:
@@ -726,14 +729,14 @@ async def test_a_server_that_reads_a_large_body_slowly_is_not_silent() -> None:
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        for _ in range(8):
-            await reader.readexactly(size // 8)
+        for _ in range(16):
+            await reader.readexactly(size // 16)
             await asyncio.sleep(0.25)
         writer.write(OK)
 
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
     async with Client(Served(server.sockets[0].getsockname()[1])) as client:
-        assert await client.ask(b"x" * size, silence_s=1) == (200, b"hello world")
+        assert await client.ask(b"x" * size, silence_s=3) == (200, b"hello world")
     server.close()
 
 
@@ -806,11 +809,11 @@ async def test_a_reader_that_sleeps_stops_the_server() -> None:
             sent += 1 << 16
 
     async with serving(answer) as served, Client(served) as client:
-        response = await client.post(silence_s=0.5)
+        response = await client.post(silence_s=2)
         connection = response._connection
         assert connection is not None
         await until(lambda: connection._paused)
-        await asyncio.sleep(1)  # longer than its silence, which is not the server's
+        await asyncio.sleep(2.5)  # longer than its silence, which is not the server's
         assert sum(map(len, connection.pieces)) <= UNREAD_BYTES_MAX + (1 << 18)
         assert sent < size
         read_bytes = 0
@@ -930,7 +933,7 @@ STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encodi
 async def test_what_each_failure_is_called(answer: Answer, kind: type[Exception], words: str) -> None:
     async with serving(answer) as served:
         with pytest.raises(kind, match=words):
-            await asked(served.url, timeout_s=0.5)
+            await asked(served.url, timeout_s=0.5 if kind is EngineTimeout else SILENCE_S)
 
 
 async def test_an_engine_that_cant_be_reached() -> None:

@@ -136,6 +136,8 @@ async def test_a_child_that_swells_over_a_schema_is_ended_once(engine: LlamaEngi
     assert engine._session is not None
     life = engine._learned_of
     asked = asyncio.ensure_future(engine._guide.obeys(engine._session, URL, SLOW))
+    while engine._guide._turn.locked() is False:
+        await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     asked.cancel()  # the client has left: llama.cpp is as busy as before
     async with asyncio.timeout(PATIENCE_S):

@@ -40,12 +40,12 @@ class Recorded:
 
 
 async def settled(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0)
 
 
-async def use_once(memory: ModelMemory, name: str, timeout_s: float = 5) -> None:
+async def use_once(memory: ModelMemory, name: str, timeout_s: float = 60) -> None:
     async with memory.use(name, timeout_s):
         await asyncio.sleep(0)
 
@@ -73,7 +73,7 @@ async def test_who_finds_no_room_waits_until_the_busy_one_is_idle_and_others_do_
     a, b = Recorded("a", 80, log), Recorded("b", 80, log)
     for model in (a, b):
         memory.join(model, preload=False)
-    async with memory.use("a", 5):
+    async with memory.use("a", 60):
         wants_b = asyncio.create_task(use_once(memory, "b"))
         await settled(lambda: memory._closed == {"a"})
         wants_a = asyncio.create_task(use_once(memory, "a"))
@@ -81,8 +81,8 @@ async def test_who_finds_no_room_waits_until_the_busy_one_is_idle_and_others_do_
         assert not wants_b.done()
         assert not wants_a.done()
         assert log == ["+a"]
-    await asyncio.wait_for(wants_b, 5)
-    await asyncio.wait_for(wants_a, 5)
+    await asyncio.wait_for(wants_b, 60)
+    await asyncio.wait_for(wants_a, 60)
     assert log == ["+a", "-a", "+b", "-b", "+a"]
     await asyncio.gather(memory.leave(a), memory.leave(b))
 
@@ -93,7 +93,7 @@ async def test_the_wait_is_bounded_and_leaves_no_trace() -> None:
     a, b = Recorded("a", 80, log), Recorded("b", 80, log)
     for model in (a, b):
         memory.join(model, preload=False)
-    async with memory.use("a", 5):
+    async with memory.use("a", 60):
         with pytest.raises(
             EngineUnavailable, match=r"no room in memory for the model of the engine `b` within 0\.05 s"
         ):
@@ -102,7 +102,7 @@ async def test_the_wait_is_bounded_and_leaves_no_trace() -> None:
         await settled(lambda: memory._closed == {"a"})
         cancelled.cancel()
         await settled(lambda: not memory._closed)
-        await asyncio.wait_for(use_once(memory, "a"), 5)
+        await asyncio.wait_for(use_once(memory, "a"), 60)
     assert log == ["+a"]
     await asyncio.gather(memory.leave(a), memory.leave(b))
 
@@ -113,7 +113,7 @@ async def test_who_leaves_in_the_moment_it_is_let_in_holds_nothing() -> None:
     a, b = Recorded("a", 80, log), Recorded("b", 80, log)
     for model in (a, b):
         memory.join(model, preload=False)
-    async with memory.use("a", 5):
+    async with memory.use("a", 60):
         waits = asyncio.create_task(use_once(memory, "b"))
         await settled(lambda: memory._closed == {"a"})
     await settled(lambda: memory._members["b"].running == 1)
@@ -197,7 +197,7 @@ async def test_leaving_turns_away_who_waits() -> None:
     a, b = Recorded("a", 80, log), Recorded("b", 80, log)
     for model in (a, b):
         memory.join(model, preload=False)
-    async with memory.use("a", 5):
+    async with memory.use("a", 60):
         waits = asyncio.create_task(use_once(memory, "b"))
         await settled(lambda: memory._closed == {"a"})
         await memory.leave(b)

@@ -161,7 +161,7 @@ async def test_close_while_loading_and_while_pausing(process: Process, world: Fa
     world.well = None  # does not even answer
     process.start()
     await world.advance(1)
-    await asyncio.wait_for(process.close(), 1)
+    await asyncio.wait_for(process.close(), 60)
     assert world.done == ["spawn", "SIGTERM", "clean"]
 
 

@@ -62,7 +62,7 @@ def asks(text: str, tokens_max: int | None = 32, **options: object) -> Generatio
 
 async def slots_busy(engine: LlamaEngine) -> int:
     assert engine._session is not None
-    async with engine._session.get(f"{URL}/slots", timeout=aiohttp.ClientTimeout(5)) as response:
+    async with engine._session.get(f"{URL}/slots", timeout=aiohttp.ClientTimeout(60)) as response:
         return sum(slot["is_processing"] for slot in await response.json())
 
 
@@ -330,11 +330,11 @@ asyncio.run(main())
     parent = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     await parent.stdout.readline()
-    await until(lambda: bool(psutil.Process(parent.pid).children()), 5)
+    await until(lambda: bool(psutil.Process(parent.pid).children()), 60)
     (child,) = psutil.Process(parent.pid).children()
     parent.send_signal(signal.SIGKILL)
     await parent.wait()
-    await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 3)
+    await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60)
     SocketFolder().remove()  # and with it what the killed server left
 
 

@@ -167,7 +167,7 @@ async def test_sigterm_lets_open_answers_end_and_exits_with_0(tmp_path: Path) ->
                 await aiohttp.ClientSession(headers=dict(session.headers)).get(server.url + "/models")
             rest = await answer.text()
         assert rest.endswith("data: [DONE]\n\n")
-        assert await asyncio.to_thread(server.process.wait, 10) == 0
+        assert await asyncio.to_thread(server.process.wait, PATIENCE_S) == 0
     assert [row["status"] for row in json.loads(jubal("usage", "--json", home=tmp_path).stdout)] == ["ok"]
 
 
@@ -178,7 +178,7 @@ async def test_at_the_drain_limit_an_open_answer_is_told_so(tmp_path: Path) -> N
             server.process.send_signal(signal.SIGTERM)
             text = await answer.text()
         assert json.loads(text.rstrip().rsplit("data: ", 1)[1])["error"]["code"] == "stopping"
-        assert await asyncio.to_thread(server.process.wait, 10) == 0
+        assert await asyncio.to_thread(server.process.wait, PATIENCE_S) == 0
     rows = json.loads(jubal("usage", "--json", home=tmp_path).stdout)
     assert [row["status"] for row in rows] == ["cancelled"]
 
@@ -221,7 +221,7 @@ def test_kill_9_of_the_server_leaves_no_child(tmp_path: Path, models_home: Path)
     children = psutil.Process(server.process.pid).children(recursive=True)
     assert children, "the embedded engine runs in a child"
     server.kill()
-    _, alive = psutil.wait_procs(children, timeout=3)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert not alive
 
 
@@ -244,8 +244,8 @@ def test_ctrl_c_stops_and_leaves_nothing(tmp_path: Path, models_home: Path) -> N
     server = start(home_with_models(tmp_path / "home", models_home))
     children = psutil.Process(server.process.pid).children(recursive=True)
     os.kill(server.process.pid, signal.SIGINT)
-    assert server.process.wait(15) == 0
-    _, alive = psutil.wait_procs(children, timeout=2)
+    assert server.process.wait(PATIENCE_S) == 0
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert not alive
     assert "Traceback" not in server.log.read_text()
 
@@ -265,7 +265,7 @@ def test_a_second_start_is_ready_in_3_s_and_makes_no_new_key(tmp_path: Path, mod
         assert (home / "first-key").read_text() == key
         assert second.chat(max_tokens=1)[0] == 200
         assert len(json.loads(jubal("keys", "list", "--json", home=home).stdout)) == 1
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while "ready in" not in second.log.read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert key.strip() not in second.log.read_text(), "shown once"

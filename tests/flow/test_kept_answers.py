@@ -65,7 +65,7 @@ def test_an_answer_that_can_not_be_kept_is_not_charged(tmp_path: Path) -> None:
         server.request("POST", RESPONSES, {"model": "grok-4", "input": "before"})
         [before] = server.usage()
         assert before["cost_in_usd_ticks"] > 0
-        with sqlite3.connect(server.home / "jubal.db", timeout=10) as database:
+        with sqlite3.connect(server.home / "jubal.db", timeout=60) as database:
             database.execute(REFUSES)
         for stream in (False, True):
             status, headers, answer = server.request(
@@ -81,7 +81,7 @@ def test_an_answer_that_can_not_be_kept_is_not_charged(tmp_path: Path) -> None:
         assert server.usage() == [before], "neither is charged"
         unkept = {"model": "grok-4", "input": "plain", "store": False}
         assert server.request("POST", RESPONSES, unkept)[0] == 200, "what is not kept needs no room"
-        with sqlite3.connect(server.home / "jubal.db", timeout=10) as database:
+        with sqlite3.connect(server.home / "jubal.db", timeout=60) as database:
             database.execute("DROP TRIGGER refuses")
         status, _, kept = server.request("POST", RESPONSES, {"model": "grok-4", "input": "after"})
         assert status == 200
@@ -92,7 +92,7 @@ def test_an_answer_that_can_not_be_kept_is_not_charged(tmp_path: Path) -> None:
 
 def test_answers_that_others_share_a_transaction_with_do_not_fall_with_it(tmp_path: Path) -> None:
     with running(tmp_path / "home", config=ECHO) as server:
-        with sqlite3.connect(server.home / "jubal.db", timeout=10) as database:
+        with sqlite3.connect(server.home / "jubal.db", timeout=60) as database:
             database.execute(REFUSES)
         got: list[tuple[bool, int]] = []
 

@@ -69,7 +69,7 @@ def test_a_teams_limits_change_while_servers_run(tmp_path: Path) -> None:
         assert [ask(server, key)[0] for _ in range(3)] == [200, 200, 429]
         assert "its tier `small`" in ask(server, key)[2]["error"]["message"]
         assert server.command("limits", "set", "--team", "t", "--rpm", "0", "--tpm", "100000")["rpm"] == 0
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while (answer := ask(server, key))[0] == 429:
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -191,7 +191,7 @@ class Load:
     def wait_for(self, status: int, code: str | None = None) -> None:
         """Returns when such an answer comes that was asked for after this call began, or soon before."""
         seen = len(self.answers)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not any(one[0] == status and code in (None, one[2]) for one in self.answers[seen + 6 :]):
             assert time.monotonic() < until, Counter((one[0], one[2]) for one in self.answers[seen:])
             time.sleep(0.02)

@@ -60,7 +60,7 @@ class Gateway:
 
     async def until(self, told: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The engine's entry in /health, once it is as told."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not told(engine := await self.engine()):
                 await asyncio.sleep(0.03)
             return engine
@@ -177,7 +177,7 @@ async def test_a_fallback_answers_while_the_engine_rests_and_the_engine_afterwar
             assert (await one.ask())[1]["choices"][0]["message"]["content"] == "hi"
         status, told = await one.health()
         assert (status, told["status"]) == (200, "degraded"), "the model still has an engine"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await one.ask())[1]["choices"][0]["message"]["content"] != "primary":
                 await asyncio.sleep(0.02)
         assert (await one.engine())["breaker"] == "closed"
@@ -204,7 +204,7 @@ async def test_an_upstream_that_is_not_there_is_seen_and_so_is_its_return(tmp_pa
         assert int(headers["retry-after"]) > 3000
         async with upstream(whole("back"), models=lists("up"), port=port) as there:
             await one.until(lambda told: told["state"] == "ready")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while (answer := await one.ask())[0] != 200:
                     await asyncio.sleep(0.02)
             assert answer[1]["choices"][0]["message"]["content"] == "back"
@@ -255,7 +255,7 @@ async def test_the_real_window_and_the_real_names_are_learned(tmp_path: Path) ->
             tmp_path, there.url, '[models.wrong]\nengine = "box"\nupstream = "typo"\n', health_interval_s=0.1
         ) as one,
     ):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(there.asked_for_models) < 4:
                 await asyncio.sleep(0.02)
         _, _, listed = await asyncio.to_thread(one.server.request, "GET", "/v1/models/grok-4")
@@ -274,7 +274,7 @@ async def test_embeddings_have_the_same_breaker(tmp_path: Path) -> None:
         assert [(await one.ask(**fields))[0] for _ in range(3)] == [502, 502, 503]
         assert len(there.bodies) == 2
         assert (await one.ask())[0] == 503, "the same engine rests for both"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await one.ask(**fields))[0] != 200:
                 await asyncio.sleep(0.02)
         assert [row["status"] for row in await one.rows()] == ["failed", "failed", "ok"]
@@ -352,8 +352,8 @@ async def test_a_client_that_leaves_a_whole_answer_pays_for_the_prompt(tmp_path:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)  # a client that leaves within 30 ms is noticed then
         waiting.cancel()
-        await asyncio.wait_for(there.gone.wait(), 5)
-        async with asyncio.timeout(10):
+        await asyncio.wait_for(there.gone.wait(), 60)
+        async with asyncio.timeout(60):
             while not (rows := await one.rows()):
                 await asyncio.sleep(0.05)
         [row] = rows

@@ -134,7 +134,7 @@ async def test_a_client_that_leaves_ends_the_fetch(tmp_path: Path) -> None:
             body = json.dumps({"model": "grok-4", **shows(f"{one.url}/cat")})
             headers = {"authorization": f"Bearer {server.key}", "content-type": "application/json"}
             await asyncio.to_thread(connection.request, "POST", "/v1/chat/completions", body, headers)
-            await asyncio.wait_for(asked.wait(), 10)
+            await asyncio.wait_for(asked.wait(), 60)
             connection.close()
             await asyncio.wait_for(one.left.wait(), 4)  # the fetch alone would take 5 s
     assert up.bodies == []

@@ -122,7 +122,7 @@ async def test_the_watch_goes_on_whatever_happens_and_ends_when_it_is_told() -> 
     probe = Probe([AWAY, GOOD])
     watch = Watch([Watched("box", probe, Breaker("box"), 10.0, frozenset())], sleep=sleep)
     watch.start()
-    await asyncio.wait_for(enough.wait(), 10)
+    await asyncio.wait_for(enough.wait(), 60)
     await watch.stop()
     asked = probe.asked
     await asyncio.sleep(0.01)

@@ -227,7 +227,7 @@ async def test_a_slow_one_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Slow()
     async with site(a=fake.handle) as one:
         error = await refusal(fetching(one)[0], f"{one.url}/a")
-        await asyncio.wait_for(one.left.wait(), 10)
+        await asyncio.wait_for(one.left.wait(), 60)
     assert "0.9 s" in error.message
 
 
@@ -255,7 +255,7 @@ async def test_several_at_a_time_but_not_all() -> None:
     async with site(**handlers) as one:  # type: ignore[arg-type]
         images, _ = fetching(one)
         task = asyncio.create_task(images.checked(shows(*(f"{one.url}/p{number}" for number in range(20)))))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while slow.open < limits.FETCHES_AT_ONCE:
                 await asyncio.sleep(0.01)
             slow.go.set()
@@ -272,7 +272,7 @@ async def test_the_first_that_fails_ends_the_others() -> None:
         with pytest.raises(BadRequest) as caught:
             await images.checked(shows(f"{one.url}/a", f"{one.url}/none"))
         assert caught.value.param == "messages[0].content[2].image_url.url"
-        await asyncio.wait_for(one.left.wait(), 10)
+        await asyncio.wait_for(one.left.wait(), 60)
         await images.close()
 
 
@@ -344,6 +344,6 @@ async def test_a_caller_that_leaves_ends_the_fetch() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(one.left.wait(), 10)
+        await asyncio.wait_for(one.left.wait(), 60)
     assert not engine.turns
     assert not log.rows

@@ -39,7 +39,7 @@ async def test_a_producer_waits_for_a_slow_client() -> None:
     await asyncio.sleep(0)
     assert not producer.done()
     await outbox.take()
-    await asyncio.wait_for(producer, 1)
+    await asyncio.wait_for(producer, 60)
 
 
 async def test_a_producer_that_is_cancelled_while_it_waits() -> None:

@@ -98,7 +98,7 @@ async def _reply(send: Any, body: bytes, status: int, **headers: str) -> None:
 
 
 @asynccontextmanager
-async def session(liar: Liar, *allowed: str, timeout_s: float = 20) -> AsyncIterator[mcp.McpSession]:
+async def session(liar: Liar, *allowed: str, timeout_s: float = 60) -> AsyncIterator[mcp.McpSession]:
     """Its connection leaves no task behind."""
     async with served(liar) as port:
         before = asyncio.all_tasks()
@@ -108,7 +108,7 @@ async def session(liar: Liar, *allowed: str, timeout_s: float = 20) -> AsyncIter
             yield made
         finally:
             await made.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while any("mcp" in str(task.get_coro()) for task in asyncio.all_tasks() - before):
                 await asyncio.sleep(0.01)
 

@@ -124,7 +124,7 @@ async def test_it_can_be_read_as_a_stream_and_left_early() -> None:
         async with made.open(one.url + "/page", bytes_max=1 << 30) as answer:
             assert answer.status == 200
             assert (await anext(answer.pieces)).startswith(b"x")
-        await asyncio.wait_for(one.left.wait(), 10)
+        await asyncio.wait_for(one.left.wait(), 60)
         await made.close()
 
 
@@ -293,7 +293,7 @@ async def test_an_endless_body_is_cut() -> None:
     async with site(page=endless(b"x" * 10_000)) as one:
         with pytest.raises(TooLarge):
             await get(one)
-        await asyncio.wait_for(one.left.wait(), 10)
+        await asyncio.wait_for(one.left.wait(), 60)
 
 
 def _deflated(data: bytes, bits: int) -> bytes:
@@ -376,7 +376,7 @@ async def test_slow_headers_a_slow_body_and_a_slow_look_up_end_in_time() -> None
             with pytest.raises(FetchTimeout, match=r"0\.2 s"):
                 await get(one, path, timeout_s=0.2)
             if one.requests:  # a busy machine may need those 0.2 s to connect
-                await asyncio.wait_for(one.left.wait(), 10)
+                await asyncio.wait_for(one.left.wait(), 60)
     made = SafeFetcher(timeout_s=0.2, resolver=no_answer, backend=Connector())
     with pytest.raises(FetchTimeout):
         await made.get("http://slow.test/", bytes_max=LIMIT)
@@ -394,7 +394,7 @@ async def test_time_that_the_caller_ran_out_of_is_not_called_ours() -> None:
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
                 group.create_task(run_out(limit))
                 await get(one)
-        await asyncio.wait_for(one.left.wait(), 10)
+        await asyncio.wait_for(one.left.wait(), 60)
 
 
 async def test_a_fetch_that_is_cancelled_leaves_no_connection() -> None:
@@ -405,7 +405,7 @@ async def test_a_fetch_that_is_cancelled_leaves_no_connection() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(one.left.wait(), 10)
+        await asyncio.wait_for(one.left.wait(), 60)
 
 
 @pytest.mark.parametrize("status", [304, 400, 401, 404, 500, 503])
