@@ -166,6 +166,13 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._side, text.encode())
 
+    def shows(self, text: str, within_s: float) -> bool:
+        """Whether `text` comes. It is left for `until` to take."""
+        end = time.monotonic() + within_s
+        while text not in self._seen and select.select([self._side], [], [], max(0, end - time.monotonic()))[0]:
+            self._seen += os.read(self._side, 65536).decode()
+        return text in self._seen
+
     def until(self, text: str, timeout_s: float = 60) -> str:
         """What was shown up to and with `text`."""
         deadline = time.monotonic() + timeout_s
@@ -181,7 +188,7 @@ class Terminal:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait(5)
+        self.process.wait(60)
         os.close(self._side)
 
 
@@ -229,13 +236,14 @@ def test_a_talk(fake: FakeServer, terminal: Terminal) -> None:
     assert fake.asked[2]["model"] == "grok-2"
     assert [message["content"] for message in fake.asked[2]["messages"]] == ["Be brief.", "new"]
     terminal.type("\x04")
-    assert terminal.process.wait(5) == 0
+    assert terminal.process.wait(60) == 0
 
 
 def test_ctrl_c_stops_the_answer_alone(fake: FakeServer, terminal: Terminal) -> None:
     terminal.until("\n> ")
-    time.sleep(0.2)  # readline shows its prompt a moment before it listens for signals
     terminal.type("\x03")
+    while not terminal.shows("/exit leaves.", 2):  # readline shows its prompt a moment before it listens for signals
+        terminal.type("\x03")
     terminal.until("/exit leaves.")
     terminal.until("\n> ")
     fake.pieces = itertools.chain([delta(content="word")], itertools.cycle([PAUSE, delta(content=" word")]))
@@ -243,7 +251,7 @@ def test_ctrl_c_stops_the_answer_alone(fake: FakeServer, terminal: Terminal) -> 
     terminal.until("word word")
     terminal.type("\x03")
     terminal.until("(stopped)")
-    assert fake.gone.wait(5), "the connection is closed, which stops the work"
+    assert fake.gone.wait(60), "the connection is closed, which stops the work"
     fake.pieces = [delta(content="fine"), end()]
     terminal.type("and now?\n")
     terminal.until("fine")
@@ -251,7 +259,7 @@ def test_ctrl_c_stops_the_answer_alone(fake: FakeServer, terminal: Terminal) -> 
     assert roles == ["system", "user", "assistant", "user"]
     assert fake.asked[1]["messages"][2]["content"].startswith("word word")
     terminal.type("/exit\n")
-    assert terminal.process.wait(5) == 0
+    assert terminal.process.wait(60) == 0
 
 
 def test_an_error_ends_the_turn_alone(fake: FakeServer, terminal: Terminal) -> None:
@@ -271,6 +279,6 @@ def test_a_terminal_without_a_server(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, "--url", "http://127.0.0.1:1/v1", "--key", "a")
     try:
         terminal.until("No server answers at http://127.0.0.1:1/v1.")
-        assert terminal.process.wait(5) == 1
+        assert terminal.process.wait(60) == 1
     finally:
         terminal.close()

@@ -13,10 +13,16 @@ from tests.server import Server
 MODEL = "grok-4"
 COLD = {"temperature": 0}  # this SDK no longer has it as an argument of its own
 HI = [{"role": "user", "content": "Say hello in one short sentence."}]
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 WEATHER = {
     "name": "get_weather",
     "description": "The weather in a city",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
 }
 
 
@@ -43,7 +49,7 @@ def test_a_whole_answer(client: anthropic.Anthropic) -> None:
 
 
 def test_a_stream_says_the_same(client: anthropic.Anthropic) -> None:
-    asked = {"model": MODEL, "max_tokens": 24, "messages": HI, "extra_body": COLD}
+    asked = {"model": MODEL, "max_tokens": 24, "messages": CAPITAL, "extra_body": COLD}
     whole = client.messages.create(**asked)
     with client.messages.stream(**asked) as stream:
         text = "".join(stream.text_stream)
@@ -55,16 +61,17 @@ def test_a_stream_says_the_same(client: anthropic.Anthropic) -> None:
 
 
 def test_it_says_which_stop_sequence_ended_it(client: anthropic.Anthropic) -> None:
-    question = {"role": "user", "content": "What is the capital of France?"}
-    asked = {"model": MODEL, "max_tokens": 32, "messages": [question], "extra_body": COLD}
-    whole = client.messages.create(**asked, stop_sequences=["nowhere", " Paris"])
-    assert (whole.stop_reason, whole.stop_sequence) == ("stop_sequence", " Paris")
-    assert whole.content[0].text == "The capital of France is"
-    with client.messages.stream(**asked, stop_sequences=["nowhere", " Paris"]) as stream:
-        final = stream.get_final_message()
-    assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", " Paris")
+    asked = {"model": MODEL, "max_tokens": 200, "messages": CAPITAL, "extra_body": COLD}
     natural = client.messages.create(**asked, stop_sequences=["nowhere"])
     assert (natural.stop_reason, natural.stop_sequence) == ("end_turn", None)
+    said = natural.content[0].text
+    stop = " " + said.split()[3]
+    whole = client.messages.create(**asked, stop_sequences=["nowhere", stop])
+    assert (whole.stop_reason, whole.stop_sequence) == ("stop_sequence", stop)
+    assert whole.content[0].text == said[: said.index(stop)]
+    with client.messages.stream(**asked, stop_sequences=["nowhere", stop]) as stream:
+        final = stream.get_final_message()
+    assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", stop)
 
 
 def test_tools_there_and_back(client: anthropic.Anthropic) -> None:
@@ -124,7 +131,10 @@ def test_counting_is_what_the_answer_will_say(client: anthropic.Anthropic) -> No
 def test_structured_output(client: anthropic.Anthropic) -> None:
     schema = {
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 20},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        },
         "required": ["name", "age"],
         "additionalProperties": False,
     }

@@ -35,9 +35,9 @@ CODE = {
     "anthropic-node": Page("anthropic-node", r"\S\n(end_turn|max_tokens), \d+ tokens\n\Z", "js"),
     "ai-sdk": Page("ai-sdk", r"\S.*\n", "js"),
     "langchain": Page("langchain-xai", r"\S.*\n12 degrees in .+\n\Z"),
-    "pydantic-ai": Page("pydantic-ai", r"\S.*\nname='Jason' age=25\n\Z"),
+    "pydantic-ai": Page("pydantic-ai", r"\S.*\nname='[^\n]+' age=\d+\n\Z"),
     "litellm": Page("litellm", r"\S.*\nno such model\n"),
-    "instructor": Page("instructor", r"\Aname='Jason' age=25\n\Z"),
+    "instructor": Page("instructor", r"\Aname='[^\n]+' age=\d+\n\Z"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Annotated
 
 import openai
 import pydantic
@@ -17,7 +18,12 @@ WEATHER = {
     "type": "function",
     "name": "get_weather",
     "description": "The weather in a city",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
     "strict": False,
 }
 
@@ -101,8 +107,8 @@ def test_functions_there_and_back(client: openai.OpenAI) -> None:
 
 
 class Person(pydantic.BaseModel):
-    name: str
-    age: int
+    name: Annotated[str, pydantic.Field(max_length=20)]
+    age: Annotated[int, pydantic.Field(ge=0, le=150)]
 
 
 def test_structured(client: openai.OpenAI) -> None:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import grpc
 import PIL.Image
@@ -39,7 +39,8 @@ from tests.fake_upstream import Upstream, ending, hangs_after, piece, refuses, s
 from tests.server import ECHO, Server, jubal, running, to_upstream
 
 CAPITAL = [x.system("You are a helpful assistant."), x.user("What is the capital of France?")]
-TOOL = x.tool("get_weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
+CITY = {"city": {"type": "string", "maxLength": 20}}
+TOOL = x.tool("get_weather", "The weather.", {"type": "object", "properties": CITY, "additionalProperties": False})
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def refusal(caught: Any) -> tuple[grpc.StatusCode, str]:
 
 
 def test_sample(client: xai_sdk.Client) -> None:
-    response = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=20, temperature=0).sample()
+    response = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=200, temperature=0).sample()
     assert "Paris" in response.content
     assert (response.role, response.finish_reason) == ("ROLE_ASSISTANT", "REASON_STOP")
     assert response.system_fingerprint == "fp_b179c9523d", "names the real weights"
@@ -84,11 +85,11 @@ def test_sample(client: xai_sdk.Client) -> None:
     assert response.usage.total_tokens == response.usage.prompt_tokens + response.usage.completion_tokens
     assert response.cost_usd
     assert response.cost_usd > 0
-    assert (response.request_settings.max_tokens, response.request_settings.temperature) == (20, 0)
+    assert (response.request_settings.max_tokens, response.request_settings.temperature) == (200, 0)
 
 
 def test_stream(client: xai_sdk.Client) -> None:
-    chat = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=20, temperature=0)
+    chat = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=200, temperature=0)
     pieces = []
     for response, chunk in chat.stream():
         assert chunk.proto.id == response.id
@@ -119,12 +120,12 @@ def test_batches(client: xai_sdk.Client) -> None:
 
 
 def test_structured_output(client: xai_sdk.Client) -> None:
-    class City(pydantic.BaseModel):
-        name: str
-        people: int
+    class City(pydantic.BaseModel, extra="forbid"):
+        name: Annotated[str, pydantic.Field(max_length=20)]
+        people: Annotated[int, pydantic.Field(ge=0, le=10**8)]
 
-    response, city = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=60, temperature=0).parse(City)
-    assert city.model_dump().items() <= json.loads(response.content).items()
+    response, city = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=100, temperature=0).parse(City)
+    assert city.model_dump() == json.loads(response.content)
 
 
 def test_the_embedded_model_calls_a_function(client: xai_sdk.Client) -> None:
@@ -134,7 +135,7 @@ def test_the_embedded_model_calls_a_function(client: xai_sdk.Client) -> None:
         tools=[TOOL],
         tool_choice="required",
         parallel_tool_calls=False,
-        max_tokens=60,
+        max_tokens=100,
     )
     response = chat.sample()
     [call] = response.tool_calls
@@ -169,7 +170,7 @@ def test_probabilities(client: xai_sdk.Client) -> None:
 
 
 def test_deferred(client: xai_sdk.Client, server: Server) -> None:
-    response = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=20, temperature=0).defer()
+    response = client.chat.create(model="grok-4", messages=CAPITAL, max_tokens=200, temperature=0).defer()
     assert "Paris" in response.content
     assert response.cost_usd
     with pytest.raises(grpc.RpcError) as caught:

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -131,36 +132,38 @@ async def test_a_prompt_that_was_seen_before_is_cached(engine: LlamaEngine) -> N
 
 
 async def test_the_bound_is_kept_and_so_is_temperature_zero(engine: LlamaEngine) -> None:
-    answers = [await collect(engine, asks("Count to one hundred.", 7)) for _ in range(2)]
+    answers = [await collect(engine, asks("What is the capital of France?", 5)) for _ in range(2)]
     assert end_of(answers[0]).reasons == ("length",)
-    assert end_of(answers[0]).usage.completion == 7  # type: ignore[union-attr]
+    assert end_of(answers[0]).usage.completion == 5  # type: ignore[union-attr]
     assert text_of(answers[0]) == text_of(answers[1])
 
 
 async def test_a_stop_text_ends_the_answer_and_is_not_in_it(engine: LlamaEngine) -> None:
-    turn = Generation(
-        "m", asks("What is the capital of France?").messages, Sampling(temperature=0, stop=(" Paris",)), Bounds(32)
-    )
-    events = await collect(engine, turn)
-    assert text_of(events) == "The capital of France is"
-    assert (end_of(events).reasons, end_of(events).stops) == (("stop",), (" Paris",))
+    turn = asks("What is the capital of France?")
+    said = text_of(await collect(engine, turn))
+    stop = " " + said.split()[3]
+    events = await collect(engine, replace(turn, sampling=Sampling(temperature=0, stop=(stop,))))
+    assert text_of(events) == said[: said.index(stop)]
+    assert (end_of(events).reasons, end_of(events).stops) == (("stop",), (stop,))
 
 
 @pytest.mark.parametrize("live", [True, False])
 @pytest.mark.parametrize("raw", [True, False])
 async def test_it_says_which_stop_text_it_was(engine: LlamaEngine, live: bool, raw: bool) -> None:
     """Not the model's own end, nor the bound; of several choices each for itself."""
-    asked = asks("What is the capital of France?", 32)
+    asked = replace(asks("What is the capital of France?", 32), live=live)
     if raw:
         asked = replace(asked, messages=(), prompts=("The capital of France is the city of",))
-    by_stop = {
-        stop: end_of(await collect(engine, replace(asked, live=live, sampling=Sampling(temperature=0, stop=(stop,)))))
-        for stop in (" Paris", "no such text")
-    }
-    assert (by_stop[" Paris"].reasons, by_stop[" Paris"].stops) == (("stop",), (" Paris",))
-    assert by_stop["no such text"].stops == ()
-    several = replace(asked, live=live, choices=2, sampling=Sampling(temperature=0, stop=("nothing", " Paris")))
-    assert end_of(await collect(engine, several)).stops == (" Paris", " Paris")
+
+    def until(*stops: str, **fields: Any) -> Generation:
+        return replace(asked, sampling=Sampling(temperature=0, stop=stops), **fields)
+
+    without = await collect(engine, until("no such text"))
+    assert end_of(without).stops == ()
+    word = text_of(without).split()[2]
+    stopped = end_of(await collect(engine, until(word)))
+    assert (stopped.reasons, stopped.stops) == (("stop",), (word,))
+    assert end_of(await collect(engine, until("nothing", word, choices=2))).stops == (word, word)
 
 
 async def test_seeds_repeat(engine: LlamaEngine) -> None:
@@ -168,15 +171,18 @@ async def test_seeds_repeat(engine: LlamaEngine) -> None:
         sampling = Sampling(temperature=1.5, top_p=1.0, seed=seed)
         return Generation("m", asks("Tell me a story.").messages, sampling, Bounds(12), choices=2)
 
-    first, again, other = [await collect(engine, story(seed)) for seed in (5, 5, -(2**62))]
-    by_choice = [
-        [text for e in run if isinstance(e, TextDelta) and e.choice == c for text in [e.text]]
-        for run in (first, again)
-        for c in (0, 1)
-    ]
-    assert by_choice[:2] == by_choice[2:]
-    assert by_choice[0] != by_choice[1], "choices of one seed differ"
-    assert text_of(other) != text_of(first)
+    async def told(seed: int) -> list[str]:
+        events = await collect(engine, story(seed))
+        return ["".join(e.text for e in events if isinstance(e, TextDelta) and e.choice == c) for c in (0, 1)]
+
+    first = await told(5)
+    for _ in range(3):  # a processor may round a prompt that is in the cache already a little otherwise
+        before, first = first, await told(5)
+        if first == before:
+            break
+    assert first == before
+    assert first[0] != first[1], "choices of one seed differ"
+    assert await told(-(2**62)) != first
 
 
 async def test_several_choices_are_all_counted(engine: LlamaEngine) -> None:
@@ -359,7 +365,8 @@ async def test_token_ids_are_a_prompt_like_their_text(engine: LlamaEngine) -> No
 
 
 async def test_several_prompts_are_answered_as_each_alone_and_counted_together(engine: LlamaEngine) -> None:
-    prompts = ("The capital of France is", "One, two, three,", (504, 253))
+    ids = tuple(token.id for token in await engine.tokenize("m", "The capital of France is the city of"))
+    prompts = ("The capital of France is", "One, two, three,", ids)
     alone = [await collect(engine, goes_on(prompt)) for prompt in prompts]
     together = await collect(engine, goes_on(*prompts, choices=2))
     for index in range(6):

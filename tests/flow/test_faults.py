@@ -27,7 +27,7 @@ from tests.fake_upstream import (
     hangs_after,
     piece,
     refuses,
-    says,
+    says_when,
     trickles,
     upstream,
 )
@@ -95,25 +95,30 @@ async def test_a_client_that_leaves_stops_the_engine_and_pays_for_what_came(
 ) -> None:
     """Also an engine that says nothing more, where only the client's own connection tells that it has left."""
     async with gateway(tmp_path, behaviour) as (server, there, session):
-        answer = asyncio.ensure_future(session.post(server.url + "/chat/completions", json={**BODY, "stream": stream}))
-        if stream:
-            response = await answer
-            for _ in range(3):
-                await response.content.readuntil(b"\n\n")
-            response.close()
-        else:
-            while not there.bodies:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.5)  # so that some of it has come
-            answer.cancel()
-        await asyncio.wait_for(there.gone.wait(), PATIENCE_S)
-        async with asyncio.timeout(PATIENCE_S):
-            while not (rows := await asyncio.to_thread(server.usage)):
-                pass
-        [row] = rows
-        assert row["status"] == "cancelled"
-        assert row["completion_tokens"] >= 3
-        assert row["cost_in_usd_ticks"] > 0
+        for tries, stay_s in enumerate((0.5, 5, 20)):
+            answer = asyncio.ensure_future(
+                session.post(server.url + "/chat/completions", json={**BODY, "stream": stream})
+            )
+            if stream:
+                response = await answer
+                for _ in range(3):
+                    await response.content.readuntil(b"\n\n")
+                response.close()
+            else:
+                while len(there.bodies) == tries:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(stay_s)  # so that some of it has come
+                answer.cancel()
+            await asyncio.wait_for(there.gone.wait(), PATIENCE_S)
+            there.gone.clear()
+            async with asyncio.timeout(PATIENCE_S):
+                while len(rows := await asyncio.to_thread(server.usage)) == tries:
+                    pass
+            if rows[-1]["completion_tokens"] >= 3:
+                break
+        assert {row["status"] for row in rows} == {"cancelled"}
+        assert rows[-1]["completion_tokens"] >= 3
+        assert rows[-1]["cost_in_usd_ticks"] > 0
 
 
 async def test_tokens_are_sent_when_they_are_made(tmp_path: Path) -> None:
@@ -158,13 +163,18 @@ async def test_a_full_queue_is_498_with_retry_after(tmp_path: Path) -> None:
 
 
 async def test_sigterm_lets_open_answers_end_and_exits_with_0(tmp_path: Path) -> None:
-    async with gateway(tmp_path, says(*[piece("x")] * 20, ending(), pause_s=0.05)) as (server, _, session):
+    allowed = asyncio.Semaphore(1)
+    async with gateway(tmp_path, says_when(allowed, piece("x"), piece("y"), ending())) as (server, _, session):
         async with session.post(server.url + "/chat/completions", json={**BODY, "stream": True}) as answer:
             await answer.content.readuntil(b"\n\n")
             server.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.1)
-            with pytest.raises(aiohttp.ClientConnectorError):
-                await aiohttp.ClientSession(headers=dict(session.headers)).get(server.url + "/models")
+            async with asyncio.timeout(PATIENCE_S), aiohttp.ClientSession(headers=dict(session.headers)) as newcomer:
+                with pytest.raises(aiohttp.ClientConnectionError):
+                    while True:
+                        async with newcomer.get(server.url + "/models", headers={"connection": "close"}):
+                            pass
+            allowed.release()
+            allowed.release()
             rest = await answer.text()
         assert rest.endswith("data: [DONE]\n\n")
         assert await asyncio.to_thread(server.process.wait, PATIENCE_S) == 0
@@ -189,8 +199,9 @@ def test_kill_9_under_load_loses_no_answered_request_and_doubles_none(tmp_path: 
     for _ in range(3):
         server = start(tmp_path, config=ECHO)
         stop = threading.Event()
+        some = threading.Semaphore(0)
 
-        def ask(server: Server = server, stop: threading.Event = stop) -> None:
+        def ask(server: Server = server, stop: threading.Event = stop, some: threading.Semaphore = some) -> None:
             while not stop.is_set():
                 try:
                     status, headers, _ = server.chat(stream=bool(len(answered) % 2))
@@ -198,11 +209,14 @@ def test_kill_9_under_load_loses_no_answered_request_and_doubles_none(tmp_path: 
                     return
                 if status == 200:
                     answered.append(headers["x-request-id"])
+                    some.release()
 
         clients = [threading.Thread(target=ask) for _ in range(8)]
         for client in clients:
             client.start()
-        time.sleep(0.7)
+        for _ in range(30):
+            assert some.acquire(timeout=PATIENCE_S)
+        time.sleep(0.3)
         server.kill()
         stop.set()
         for client in clients:

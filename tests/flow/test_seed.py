@@ -34,6 +34,7 @@ TOOL = {
                 "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
             },
             "required": ["location"],
+            "additionalProperties": False,
         },
     },
 }
@@ -272,7 +273,7 @@ def test_function_calling_there_and_back(real_server: Server) -> None:
     """A call with an id and arguments as text; its result goes back under that id."""
     asked = [{"role": "user", "content": "What is the weather in San Francisco?"}]
     choice = {"type": "function", "function": {"name": "get_weather"}}
-    status, _, body = real_server.chat(messages=asked, tools=[TOOL], tool_choice=choice, max_tokens=60, temperature=0)
+    status, _, body = real_server.chat(messages=asked, tools=[TOOL], tool_choice=choice, max_tokens=100, temperature=0)
     assert status == 200, body
     message = body["choices"][0]["message"]
     assert body["choices"][0]["finish_reason"] == "tool_calls"

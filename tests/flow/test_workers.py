@@ -22,14 +22,15 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 
-from tests.fake_upstream import ending, piece, says, upstream
+from tests.fake_upstream import Behaviour, Upstream, ending, hangs_after, piece, upstream
 from tests.flow.test_credit import CEILING, COST, make_team, show
 from tests.flow.test_credit import ask as ask_in_words
 from tests.redis_server import RedisServer, redis_server
 from tests.server import ECHO, Server, environment, free_port, jubal, running, to_upstream
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 STREAMS = 24
 """So many that both workers have some: all with one of them is a matter of one in eight million."""
 SERVER = "[server]\nworkers = 2\naccess_log = true\n"
@@ -285,24 +286,35 @@ async def test_workers_whose_parent_is_killed_let_open_answers_end_and_go(redis:
 async def test_a_second_signal_ends_open_answers(redis: RedisServer, tmp_path: Path) -> None:
     def stop(server: Server) -> None:
         server.process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
+        until(lambda: refuses_connections(server))
         server.process.send_signal(signal.SIGINT)
 
-    code, statuses = await cut_short(stop, SERVER + limits(redis), tmp_path, whole=False, pieces=2000)
+    code, statuses = await cut_short(stop, SERVER + limits(redis), tmp_path, whole=False)
     assert code == 0
     assert statuses == Counter(cancelled=STREAMS)
 
 
+def refuses_connections(server: Server) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port), WAIT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 async def cut_short(
-    act: Callable[[Server], None], settings: str, tmp_path: Path, *, whole: bool = True, pieces: int = 20
+    act: Callable[[Server], None], settings: str, tmp_path: Path, *, whole: bool = True
 ) -> tuple[int, Counter[str]]:
     """Opens streams on both workers, lets `act` happen, and reads them to their end. The server's exit code, and how its
     usage rows ended."""
-    async with upstream(says(*[piece("x")] * pieces, ending(), pause_s=0.05)) as there:
+    over = asyncio.Event()
+    async with upstream(_goes_on(over) if whole else hangs_after(piece("x"))) as there:
         started = workers(tmp_path / "home", settings, to_upstream(there.url))
         server = await asyncio.to_thread(started.__enter__)
         try:
-            texts = await _streams(server, act)
+            texts = await _streams(server, act, over)
             code = await asyncio.to_thread(server.process.wait, WAIT_S)
         finally:
             await asyncio.to_thread(started.__exit__, None, None, None)
@@ -314,7 +326,24 @@ async def cut_short(
         return code, Counter(row["status"] for row in await asyncio.to_thread(server.usage))
 
 
-async def _streams(server: Server, act: Callable[[Server], None]) -> list[str]:
+def _goes_on(over: asyncio.Event) -> Behaviour:
+    """Says a piece, and the rest slowly once something is over."""
+
+    async def behave(there: Upstream, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(piece("x"))
+        await over.wait()
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            await response.write(piece("x"))
+        await response.write(ending())
+        return response
+
+    return behave
+
+
+async def _streams(server: Server, act: Callable[[Server], None], over: asyncio.Event) -> list[str]:
     body = {"model": "grok-4", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     headers = {"authorization": f"Bearer {server.key}"}
     async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(force_close=True)) as session:
@@ -327,6 +356,7 @@ async def _streams(server: Server, act: Callable[[Server], None]) -> list[str]:
         ]
         assert busy == [True, True]
         await asyncio.to_thread(act, server)
+        over.set()
         return list(await asyncio.gather(*(answer.text() for answer in answers)))
 
 

@@ -5,7 +5,7 @@ import { z } from "zod";
 
 const xai = createXai({ baseURL: process.env.JUBAL_URL, apiKey: process.env.JUBAL_KEY });
 const model = xai("grok-4");
-const ASKED = { model, temperature: 0, maxOutputTokens: 20, maxRetries: 0 };
+const ASKED = { model, temperature: 0, maxOutputTokens: 200, maxRetries: 0 };
 const CAPITAL = { ...ASKED, prompt: "What is the capital of France?" };
 const Person = z.object({ name: z.string(), age: z.number().int() });
 const tools = {

@@ -13,7 +13,7 @@ const WHERE = {
 const client = new Anthropic(WHERE);
 const ASKED = {
   model: "grok-4",
-  max_tokens: 20,
+  max_tokens: 200,
   temperature: 0,
   system: "You are a helpful assistant.",
   messages: [{ role: "user", content: "What is the capital of France?" }],

@@ -11,8 +11,8 @@ from openai import OpenAI
 from pydantic import BaseModel, Field, field_validator
 
 
-class User(BaseModel):
-    name: str
+class User(BaseModel, extra="forbid"):
+    name: str = Field(max_length=20)
     age: int = Field(ge=0, le=150)
 
 
@@ -30,7 +30,7 @@ class Ticket(BaseModel, extra="forbid"):
 class Sum(BaseModel):
     """Refuses the first answer, whatever it is: instructor must ask again, with the complaint."""
 
-    number: int
+    number: int = Field(ge=0, le=999)
 
     @field_validator("number")
     @classmethod

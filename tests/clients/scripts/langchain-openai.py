@@ -21,21 +21,25 @@ os.environ["TIKTOKEN_CACHE_DIR"] = os.path.join(
 )
 
 
-class Person(BaseModel):
+class Person(BaseModel, extra="forbid"):
     """Someone."""
 
-    name: str
+    name: str = Field(max_length=20)
     age: int = Field(ge=0, le=150)
 
 
-@tool
+class Place(BaseModel, extra="forbid"):
+    location: str = Field(max_length=20)
+
+
+@tool(args_schema=Place)
 def get_weather(location: str) -> str:
     """Get current weather for a location"""
     return f"12 degrees in {location}"
 
 
 def chat(**more: object) -> ChatOpenAI:
-    return ChatOpenAI(model="grok-4", temperature=0, max_tokens=60, max_retries=0, **WHERE, **more)
+    return ChatOpenAI(model="grok-4", temperature=0, max_tokens=100, max_retries=0, **WHERE, **more)
 
 
 def invoke() -> object:

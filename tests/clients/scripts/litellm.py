@@ -16,7 +16,7 @@ CAPITAL = [
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the capital of France?"},
 ]
-ASKED = {"messages": CAPITAL, "max_tokens": 20, "temperature": 0, **WHERE}
+ASKED = {"messages": CAPITAL, "max_tokens": 200, "temperature": 0, **WHERE}
 WEATHER = {
     "type": "function",
     "function": {

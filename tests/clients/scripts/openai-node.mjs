@@ -8,7 +8,7 @@ const CAPITAL = [
   { role: "system", content: "You are a helpful assistant." },
   { role: "user", content: "What is the capital of France?" },
 ];
-const ASKED = { model: "grok-4", messages: CAPITAL, max_tokens: 20, temperature: 0 };
+const ASKED = { model: "grok-4", messages: CAPITAL, max_tokens: 200, temperature: 0 };
 const client = new OpenAI(WHERE);
 
 const failure = async (work) => {
@@ -45,7 +45,7 @@ const parts = {
   },
 
   async parsed() {
-    const Person = z.object({ name: z.string(), age: z.number().int() });
+    const Person = z.object({ name: z.string().max(20), age: z.number().int().min(0).max(150) });
     const answer = await client.chat.completions.parse({
       ...ASKED,
       max_tokens: 60,
@@ -75,7 +75,7 @@ const parts = {
   },
 
   async responses() {
-    const asked = { model: "grok-4", input: CAPITAL, max_output_tokens: 20, temperature: 0 };
+    const asked = { model: "grok-4", input: CAPITAL, max_output_tokens: 200, temperature: 0 };
     const whole = await client.responses.create(asked);
     const stream = client.responses.stream(asked);
     const types = [];
