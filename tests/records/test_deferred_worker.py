@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+import sqlalchemy as sa
 
-from jubal.accounts import keys, teams, usage
+from jubal.accounts import keys, tables, teams, usage
 from jubal.accounts.keys import Caller, KeyRing
 from jubal.accounts.limits import MemoryLimiter
 from jubal.accounts.store import GroupCommit, Store
@@ -174,6 +175,9 @@ async def test_a_bounded_number_runs_at_a_time(sqlite_store: Store) -> None:
     async with gateway(sqlite_store, engine, now=Now(), running_max=2) as one:
         for _ in range(5):
             await one.submit()
+        async with asyncio.timeout(60):
+            while engine.running < 2:
+                await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
         assert engine.running == 2
     assert engine.running == 0
@@ -214,13 +218,25 @@ async def test_a_request_that_never_ends_well_is_given_up_after_three_attempts(s
 
 
 async def test_a_lease_is_renewed_while_its_job_runs(sqlite_store: Store) -> None:
-    import time
-
     engine = ScriptedEngine((TextDelta("a"), Hang(1.0), *GOOD[1:]))
-    real = lambda: time.time_ns() // 1000  # noqa: E731
-    async with gateway(sqlite_store, engine, now=real, lease_s=0.3) as one:
-        async with gateway(sqlite_store, engine, now=real, lease_s=0.3):
-            assert (await one.fetch(await one.submit()))[0] == 200
+    now = Now()
+
+    def ends_us() -> int:
+        found: int = sqlite_store.read(lambda conn: conn.scalar(sa.select(tables.deferred.c.lease_until_us)))
+        return found
+
+    async with gateway(sqlite_store, engine, now=now, lease_s=0.3) as one:
+        async with gateway(sqlite_store, engine, now=now, lease_s=0.3):
+            request_id = await one.submit()
+            async with asyncio.timeout(60):
+                while not engine.running:
+                    await asyncio.sleep(0.01)
+                while engine.running:  # a second passes, in which a lease of 0.3 s is not missed
+                    if ends_us() >= now.us + 300_000:
+                        now.us += 200_000
+                    await asyncio.sleep(0.01)
+            assert (await one.fetch(request_id))[0] == 200
+    assert now.us > NOW_US + 400_000, "longer than one lease"
     assert len(engine.turns) == 1
 
 
@@ -306,8 +322,10 @@ async def test_the_worker_sweeps_what_has_expired(sqlite_store: Store) -> None:
         now.us += records.LIFE_US
         with pytest.raises(NotFound):
             await one.jobs.fetch(one.caller, "chat", request_id)
-        await asyncio.sleep(0.2)
-        assert sqlite_store.transact(records.sweep, now.us) == 0, "nothing is left to sweep"
+        count = sa.select(sa.func.count()).select_from(tables.deferred)
+        async with asyncio.timeout(60):
+            while sqlite_store.read(lambda conn: conn.scalar(count)):
+                await asyncio.sleep(0.01)
 
 
 def held_tokens(one: Gateway, caller: Caller) -> int:
@@ -354,13 +372,16 @@ async def test_tokens_that_a_job_did_not_use_are_given_back_when_it_has_ended(sq
 async def test_jobs_wait_for_an_engine_that_rests(sqlite_store: Store) -> None:
     """They used to be asked of it one after the other; with a breaker that fails at once, all of them would be lost in a moment."""
     engine = ScriptedEngine((EngineUnavailable("away"),), (EngineUnavailable("away"),), GOOD)
-    now = Now()
-    breaker = Breaker(engine.name, failures_max=2, rest_s=0.5)
+    now, clock = Now(), [0.0]
+    breaker = Breaker(engine.name, failures_max=2, rest_s=5, clock=lambda: clock[0])
     async with gateway(sqlite_store, engine, now=now, breaker=breaker) as one:
         lost = [await one.submit("lost"), await one.submit("lost")]
         assert [(await one.fetch(request_id))[0] for request_id in lost] == [503, 503]
         assert breaker.state == "open"
         kept = await one.submit("kept")
+        await asyncio.sleep(0.1)
+        assert len(engine.turns) == 2
+        clock[0] += 5
         async with asyncio.timeout(60):
             while True:
                 now.us += 3_000_000  # past the pause of a job that was given back

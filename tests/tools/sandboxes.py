@@ -17,7 +17,7 @@ from jubal.tools.code_execution.forks import ForkSandbox
 from jubal.tools.code_execution.limits import Limits
 from jubal.tools.code_execution.sandbox import Interpreter, SandboxUnavailable
 
-SMALL = Limits(timeout_s=20, libraries=())
+SMALL = Limits(timeout_s=60, libraries=())
 
 
 def no_cgroup() -> cgroup.Groups | None:
