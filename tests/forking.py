@@ -111,7 +111,7 @@ class Forker:
 
     def close(self) -> None:
         self._ours.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def start(
         self,

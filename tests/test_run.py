@@ -60,9 +60,9 @@ def test_a_process_that_dies_fails_the_run_and_names_the_test(tmp_path: Path) ->
 @pytest.mark.parametrize("processes", ["0", "3"])
 def test_a_test_that_no_signal_reaches_is_ended_and_named(tmp_path: Path, processes: str) -> None:
     several(tmp_path, STUCK)
-    done = run(tmp_path, "-n", processes, "--dist", "loadfile", "-o", "timeout=1")
+    done = run(tmp_path, "-n", processes, "--dist", "loadfile", "-o", "timeout=2")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "Timeout (0:00:02)!" in done.stderr
+    assert "Timeout (0:00:04)!" in done.stderr
     assert 'test_bad.py", line 5 in test_that_is_stuck' in done.stderr
 
 

@@ -161,7 +161,7 @@ async def test_who_leaves_in_the_first_trip_disturbs_nobody(url: str, clock: Clo
 
             def slowly(conn: Connection) -> None:
                 entered.set()
-                go_on.wait(10)
+                go_on.wait(60)
 
             real = store.run
 

@@ -25,7 +25,7 @@ from tests.accounts.conftest import NOW_US
 
 Act = Callable[[Connection, Actor, int], Any]
 """Does it for the first (0) or the second (1) time."""
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 def twice_at_once(store: Store, act: Act) -> None:

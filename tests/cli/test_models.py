@@ -152,7 +152,7 @@ def slow_file() -> Iterator[SlowFile]:
                 self.wfile.write(GGUF[begin:half])
                 self.wfile.flush()
                 slow.half_way.set()
-                slow.go_on.wait(20)
+                slow.go_on.wait(60)
                 self.wfile.write(GGUF[max(begin, half) :])
             except OSError:
                 pass
@@ -182,7 +182,7 @@ def test_an_interrupted_download_is_resumed(cli: Cli, slow_file: SlowFile, tmp_p
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert slow_file.half_way.wait(20)
+        assert slow_file.half_way.wait(60)
         part = cli.home / "models" / "slow.gguf.part"
         while not part.exists() or part.stat().st_size < len(GGUF) // 4:
             pass

@@ -52,7 +52,7 @@ class Serving:
 
     def stop(self, number: int = signal.SIGINT) -> int:
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def serving(home: Path, *args: str, config: str = ECHO, **env: str) -> Iterator[
         yield server
     finally:
         server.process.kill()
-        server.process.wait(5)
+        server.process.wait(60)
 
 
 @pytest.fixture
@@ -274,9 +274,9 @@ def test_a_reader_that_leaves_does_not_stop_it(home: Path) -> None:
         while Cli(home)("chat", "-m", "hi", "--url", f"http://127.0.0.1:{port}/v1").stdout != "hi\n":
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr.read() == b""
     finally:
         process.kill()
-        process.wait(5)
+        process.wait(60)
         process.stderr.close()

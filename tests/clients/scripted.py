@@ -78,9 +78,9 @@ def in_a_thread(behaviour: Behaviour) -> Iterator[Upstream]:
     thread.start()
     one = upstream(behaviour)
     try:
-        yield asyncio.run_coroutine_threadsafe(one.__aenter__(), loop).result(10)
-        asyncio.run_coroutine_threadsafe(one.__aexit__(None, None, None), loop).result(10)
+        yield asyncio.run_coroutine_threadsafe(one.__aenter__(), loop).result(60)
+        asyncio.run_coroutine_threadsafe(one.__aexit__(None, None, None), loop).result(60)
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()

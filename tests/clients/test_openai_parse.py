@@ -22,7 +22,7 @@ class Colour(enum.Enum):
 
 class Size(BaseModel):
     width: Annotated[int, Field(ge=1, le=50)]
-    depth: Annotated[float, Field(gt=0, lt=9)]
+    depth: Annotated[float, Field(gt=0, lt=9, multiple_of=0.25)]
 
 
 class Chair(BaseModel):
@@ -32,7 +32,7 @@ class Chair(BaseModel):
 
 class Lamp(BaseModel):
     kind: Literal["lamp"]
-    watts: int | None
+    watts: Annotated[int, Field(ge=0, le=500)] | None
 
 
 class Room(BaseModel):

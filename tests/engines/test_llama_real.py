@@ -273,7 +273,7 @@ async def test_json_is_held_to_its_schema(engine: LlamaEngine) -> None:
 
 
 async def test_functions_are_called_although_the_template_knows_none(engine: LlamaEngine) -> None:
-    parameters = '{"type":"object","properties":{"city":{"type":"string","maxLength":20}},"required":["city"]}'
+    parameters = '{"type":"object","properties":{"city":{"type":"string","maxLength":20}},"required":["city"],"additionalProperties":false}'
     tools = Tools((FunctionTool("get_weather", "Weather of a city.", parameters),), "required", parallel=False)
     end = end_of(await collect(engine, asks("What is the weather in Oslo?", 80, tools=tools)))
     assert end.reasons == ("tool_calls",)

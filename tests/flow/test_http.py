@@ -137,7 +137,7 @@ def test_a_body_over_the_limit_is_413(server: Server) -> None:
 
 
 def _raw(server: Server, data: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         client.sendall(data)
         seen = b""
         while piece := client.recv(65536):

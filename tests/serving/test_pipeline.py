@@ -226,16 +226,19 @@ async def test_closing_the_answer_stops_the_engine_before_it_returns() -> None:
 
 
 async def test_a_settlement_survives_a_second_cancellation() -> None:
-    made, log = pipeline(ScriptedEngine((TextDelta("a"), Hang())), log=Log(pause_s=0.05))
+    engine = ScriptedEngine((TextDelta("a"), Hang()))
+    made, log = pipeline(engine, log=Log(pause_s=0.05))
 
     async def consume() -> None:
         async for _ in made.run(made.admit(CALLER, "chat", ASKED, request_id="r1")):
             pass
 
     task = asyncio.ensure_future(consume())
-    await asyncio.sleep(0.01)
+    while not log.rows and not engine.running:
+        await asyncio.sleep(0)
     task.cancel()
-    await asyncio.sleep(0.01)
+    while not log.rows:
+        await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await made.drain()

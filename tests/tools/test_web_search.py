@@ -518,7 +518,7 @@ async def test_workers_that_have_nothing_to_do_go() -> None:
     before = {child.pid for child in me.children()}
     extractor = Extractor(idle_s=0.05)
     await extractor.read(b"text", "http://a.test/", "text/plain", "text")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while {child.pid for child in me.children()} != before:
             await asyncio.sleep(0.02)
     assert (await extractor.read(b"text", "http://a.test/", "text/plain", "text")).text == "text"
