@@ -16,12 +16,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+import hypothesis
 import psutil
 import pytest
 
 from tests.server import Server, end_forker, running
 
 _numbers = itertools.count()
+hypothesis.settings.register_profile(
+    "random", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.register_profile("repeatable", hypothesis.settings.get_profile("random"), derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+"""What a property is tried with is the same on every machine, however slow. `make test ARGS="--hypothesis-profile random"` tries
+something else each time."""
 CACHE = Path(os.environ.get("JUBAL_TEST_CACHE") or Path(__file__).parent.parent / ".cache")
 
 
