@@ -62,13 +62,16 @@ STUCK_GRACE_S = 60.0
 
 def pytest_configure(config: pytest.Config) -> None:
     """A SIGTERM ends the tests as Ctrl-C does, so that what fixtures have started is ended by them. (After a SIGKILL that is
-    left to `tests/leash.py`.)
+    left to `tests/leash.py`.) Whoever starts the tests in the background of a shell has them ignore Ctrl-C, and with them all that
+    they start: not so here, as some of them press it.
 
     Of several processes (pytest-xdist), each takes whole files in the order of `pytest_collection_modifyitems`, and one that
     dies ends the run as a failure. By default it would be replaced, and the new one waits for ever for files to be dealt out.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     if getattr(config.option, "maxworkerrestart", "") is None:
         config.option.maxworkerrestart = "0"
         config.option.loadscopereorder = False
