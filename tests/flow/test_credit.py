@@ -127,9 +127,13 @@ def test_killed_again_and_again_under_load_the_books_balance(store_config: str, 
                         got[headers["x-request-id"]] = body["usage"]["cost_in_usd_ticks"]
 
             threads = [threading.Thread(target=load, args=(n,)) for n in range(8)]
+            wanted, until = len(got) + 2, time.monotonic() + 60
             for thread in threads:
                 thread.start()
-            time.sleep(0.1 + dice.random() / 2)
+            while len(got) < wanted:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            time.sleep(dice.random() / 2)
             server.process.send_signal(signal.SIGKILL)
             server.process.wait(60)
             stop.set()

@@ -149,7 +149,7 @@ async def test_a_job_survives_the_end_of_its_server_and_is_charged_once(tmp_path
         await asyncio.sleep(0.2)
         assert (await asyncio.to_thread(server.request, "GET", FETCH + request_id))[0] == 202
         server.process.send_signal(sign)
-        code = await asyncio.to_thread(server.process.wait, 15)
+        code = await asyncio.to_thread(server.process.wait, 60)
         assert code == (0 if sign == signal.SIGTERM else -signal.SIGKILL)
         assert _rows(tmp_path) == []
         if sign == signal.SIGKILL:
