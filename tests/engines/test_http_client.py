@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -406,6 +407,7 @@ NO_HTTP = {
     "no end of what comes before": b"HTTP/1.1 103 x\r\nx: y\r\n\r\n" * 9000,
     "no end of a trailer": chunked(last=b"0\r\nx: " + FILLER * 20),
     "no end of an extension": chunked(last=b"5;x=" + FILLER * 20),
+    "a status of no kind": b"HTTP/1.1 099 x\r\ncontent-length: 999999\r\n\r\n" + FILLER * 80,
 }
 
 
@@ -414,7 +416,8 @@ async def test_what_is_no_http_breaks_the_request_and_the_connection(case: str) 
     async with serving(says_and_hangs(NO_HTTP[case])) as served, Client(served) as client:
         for turn in (1, 2):
             with pytest.raises(Broken):
-                await client.ask()
+                async with asyncio.timeout(PATIENCE_S):
+                    await client.ask()
             await until(lambda turn=turn: served.over == turn)  # type: ignore[misc]
 
 
@@ -536,14 +539,22 @@ async def test_a_unix_socket_with_one_request_for_each_connection(tmp_path: Path
 # ------------------------------------------------------------------------------------------------ connecting
 
 
-async def test_tls(tmp_path: Path) -> None:
-    cert, key = make_certificate(tmp_path)
+def tls_of(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The server's side and that of a client who trusts it."""
+    cert, key = make_certificate(folder)
     there = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     there.load_cert_chain(cert, key)
+    return there, ssl.create_default_context(cafile=str(cert))
+
+
+async def test_tls(tmp_path: Path) -> None:
+    there, trust = tls_of(tmp_path)
+    body = bytes(range(256)) * (1 << 15)
     async with serving(says(OK), tls=there) as served:
-        async with Client(served, tls=ssl.create_default_context(cafile=str(cert))) as client:
+        async with Client(served, tls=trust) as client:
             for _ in range(2):
-                assert await client.ask(b"x" * 300_000) == (200, b"hello world")
+                assert await client.ask(body) == (200, b"hello world")
+                assert served.bodies.pop() == body
             assert served.connections == 1
         async with Client(served, tls=None) as stranger:
             with pytest.raises(CannotConnect):
@@ -551,9 +562,11 @@ async def test_tls(tmp_path: Path) -> None:
 
 
 async def test_a_handshake_that_never_ends_and_one_that_is_cancelled() -> None:
-    over = []
+    begun: list[int] = []
+    over: list[int] = []
 
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.append(1)
         while await reader.read(1000):
             pass
         over.append(1)
@@ -561,13 +574,16 @@ async def test_a_handshake_that_never_ends_and_one_that_is_cancelled() -> None:
 
     server = await asyncio.start_server(swallow, "127.0.0.1", 0)
     async with Client(Served(server.sockets[0].getsockname()[1]), tls=None) as client:
-        with pytest.raises(Silent):
-            await client.ask(silence_s=SHORT_S)
-        await until(lambda: len(over) == 1)
+        while not begun:
+            with pytest.raises(Silent):
+                await client.ask(silence_s=SHORT_S)
+            await asyncio.sleep(0)
+        await until(lambda: len(over) == len(begun))
+        before = len(begun)
         asking = asyncio.ensure_future(client.ask())
-        await asyncio.sleep(0.1)
+        await until(lambda: len(begun) > before)
         asking.cancel()
-        await until(lambda: len(over) == 2)
+        await until(lambda: len(over) == len(begun))
         with pytest.raises(asyncio.CancelledError):
             await asking
     server.close()
@@ -651,35 +667,6 @@ async def test_silence_ends_a_request_and_no_sooner_than_asked(said: bytes) -> N
         await until(lambda: served.over == 1)
 
 
-async def test_silence_begins_with_the_last_byte() -> None:
-    async def answer(peer: Peer) -> None:
-        for digit in OK[:2]:
-            await asyncio.sleep(silence_s / 4)
-            await peer.send(bytes([digit]))
-        await hangs(peer)
-
-    silence_s = 1.6
-    loop = asyncio.get_running_loop()
-    async with serving(answer) as served, Client(served) as client:
-        began = loop.time()
-        with pytest.raises(Silent):
-            await client.ask(silence_s=silence_s)
-        assert loop.time() - began >= 1.5 * silence_s - 0.005
-
-
-async def test_a_server_that_never_stops_for_long_is_not_silent() -> None:
-    async def answer(peer: Peer) -> None:
-        await peer.send(framed(said)[: -len(said)])
-        for digit in said:
-            await asyncio.sleep(0.1)
-            await peer.send(bytes([digit]))
-
-    said = b"0123456789" * 4
-
-    async with serving(answer) as served, Client(served) as client:
-        assert await client.ask(silence_s=3) == (200, said)
-
-
 async def test_a_shorter_patience_after_a_longer_one_on_the_same_connection() -> None:
     async def answer(peer: Peer) -> None:
         if len(served.heads) == 1:
@@ -707,7 +694,8 @@ async def test_a_server_that_never_reads_a_large_body() -> None:
     server.close()
 
 
-async def test_an_answer_before_the_body_is_read_is_an_answer() -> None:
+@pytest.mark.parametrize("secure", [False, True])
+async def test_an_answer_before_the_body_is_read_is_an_answer(tmp_path: Path, secure: bool) -> None:
     """The rest of that body is on its way, so nothing else may be sent after it."""
     refused = b"HTTP/1.1 413 too large\r\ncontent-length: 2\r\n\r\nno"
 
@@ -717,27 +705,132 @@ async def test_an_answer_before_the_body_is_read_is_an_answer() -> None:
         writer.write(refused)
         await asyncio.sleep(PATIENCE_S)
 
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    async with Client(Served(server.sockets[0].getsockname()[1])) as client:
+    there, trust = tls_of(tmp_path) if secure else (None, None)
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0, ssl=there)
+    options = {"tls": trust} if secure else {}
+    async with Client(Served(server.sockets[0].getsockname()[1]), **options) as client:
         assert await client.ask(b"x" * (32 << 20)) == (413, b"no")
         assert not client.http._idle
     server.close()
 
 
-async def test_a_server_that_reads_a_large_body_slowly_is_not_silent() -> None:
-    size = 24 << 20
+# ------------------------------------------------------------------------------------------------ by a clock of the test
 
-    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        for _ in range(16):
-            await reader.readexactly(size // 16)
-            await asyncio.sleep(0.25)
-        writer.write(OK)
 
-    server = await asyncio.start_server(slow, "127.0.0.1", 0)
-    async with Client(Served(server.sockets[0].getsockname()[1])) as client:
-        assert await client.ask(b"x" * size, silence_s=3) == (200, b"hello world")
-    server.close()
+class Clock:
+    """Of an event loop what a connection uses of it, and a transport. buffered: what this tells of itself. narrow: every write fills
+    it."""
+
+    def __init__(self, silence_s: float) -> None:
+        self.now_s = 0.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.writes: list[bytes] = []
+        self.buffered = 0
+        self.narrow = False
+        self.aborted = False
+        self.connection = _Connection(Mock(HttpClient), cast(asyncio.AbstractEventLoop, self))
+        self.connection.connection_made(cast(asyncio.BaseTransport, self))
+        self.silence_s = silence_s
+
+    def ask(self, body: bytes = b"{}") -> None:
+        self.connection.begin(b"POST / HTTP/1.1\r\n\r\n", body, self.silence_s)
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_at(self, due_s: float, callback: Callable[[], None]) -> Mock:
+        timer = due_s, callback
+        self.timers.append(timer)
+        return Mock(cancel=lambda: self.timers.remove(timer))
+
+    def pass_s(self, seconds: float) -> None:
+        end_s = self.now_s + seconds
+        while due := [timer for timer in self.timers if timer[0] <= end_s]:
+            first = min(due, key=lambda timer: timer[0])
+            self.timers.remove(first)
+            self.now_s = max(self.now_s, first[0])
+            first[1]()
+        self.now_s = end_s
+
+    def silent(self) -> bool:
+        try:
+            self.connection.check()
+        except Silent:
+            return self.aborted
+        return False
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.writes.append(bytes(data))
+        if self.narrow:
+            self.connection.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.buffered
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+def test_silence_begins_with_the_last_byte() -> None:
+    clock = Clock(silence_s=10)
+    clock.ask()
+    for byte in OK[:5]:
+        clock.pass_s(9)
+        clock.connection.data_received(bytes([byte]))
+    clock.pass_s(9.9)
+    assert not clock.silent()
+    clock.pass_s(0.2)
+    assert clock.silent()
+
+
+def test_a_reader_that_is_slow_is_not_the_servers_silence() -> None:
+    clock = Clock(silence_s=10)
+    clock.ask()
+    clock.connection.data_received(framed(bytes(2 * UNREAD_BYTES_MAX))[: UNREAD_BYTES_MAX + 1000])
+    clock.pass_s(100)
+    assert not clock.silent()
+    clock.connection.take()
+    clock.pass_s(9.9)
+    assert not clock.silent()
+    clock.pass_s(0.2)
+    assert clock.silent()
+
+
+def test_a_server_that_takes_in_a_large_body_is_not_silent() -> None:
+    clock = Clock(silence_s=10)
+    clock.buffered = 1 << 20
+    clock.ask(bytes(1 << 20))
+    for _ in range(10):
+        clock.pass_s(8)
+        clock.buffered -= 1000
+    clock.pass_s(8)
+    assert not clock.silent()
+    clock.pass_s(4)
+    assert clock.silent()
+
+
+def test_a_transport_that_can_not_tell_what_is_on_its_way_gets_a_large_body_in_pieces() -> None:
+    """With TLS what was encrypted is forgotten: a body given at once would look as if it had arrived."""
+    body = bytes(range(256)) * (5 << 10)
+    clock = Clock(silence_s=10)
+    clock.narrow = True
+    clock.ask(body)
+    for pieces in range(5):
+        assert len(clock.writes) == 1 + pieces, "no more than the transport wants"
+        clock.pass_s(8)
+        assert not clock.silent()
+        clock.connection.resume_writing()
+    assert b"".join(clock.writes[1:]) == body
+    assert clock.connection._rest == b"", "and is not kept"
+    clock.pass_s(12)
+    assert clock.silent()
 
 
 # ------------------------------------------------------------------------------------------------ cancelling
@@ -775,8 +868,7 @@ async def test_no_connection_is_left_to_the_garbage_collector() -> None:
             for _ in range(20):
                 await client.ask()
             await until(lambda: not client.http._all)
-            await asyncio.sleep(0.01)
-            assert not [one for one in gc.get_objects() if isinstance(one, _Connection)]
+            await until(lambda: not any(isinstance(one, _Connection) for one in gc.get_objects()))
     finally:
         gc.enable()
 
@@ -809,11 +901,11 @@ async def test_a_reader_that_sleeps_stops_the_server() -> None:
             sent += 1 << 16
 
     async with serving(answer) as served, Client(served) as client:
-        response = await client.post(silence_s=2)
+        response = await client.post()
         connection = response._connection
         assert connection is not None
         await until(lambda: connection._paused)
-        await asyncio.sleep(2.5)  # longer than its silence, which is not the server's
+        await asyncio.sleep(0.1)  # in which a server that is not stopped would go on
         assert sum(map(len, connection.pieces)) <= UNREAD_BYTES_MAX + (1 << 18)
         assert sent < size
         read_bytes = 0

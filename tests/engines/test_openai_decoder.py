@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -172,6 +173,39 @@ def test_a_surrogate_pair_cut_in_half() -> None:
     for event in seen:
         if isinstance(event, TextDelta):
             event.text.encode()  # every piece is Unicode by itself
+
+
+def test_a_surrogate_pair_cut_in_half_where_an_engine_thinks_or_calls() -> None:
+    def said(half: str, **more: object) -> dict[str, object]:
+        call = {"index": 0, "id": "call_9", "function": {"arguments": half}}
+        return {"choices": [{"index": 0, "delta": {"reasoning_content": half, "tool_calls": [call]}, **more}]}
+
+    seen = decode(said("a\ud83e"), said("\udd8ab", finish_reason="tool_calls"))
+    assert "".join(event.text for event in seen if isinstance(event, ReasoningDelta)) == "a\U0001f98ab"
+    assert [event.arguments for event in seen if isinstance(event, ToolCall)] == ["a\U0001f98ab"]
+    msgspec.json.encode(seen)
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "tool_calls", "logprobs"])
+def test_no_text_that_is_passed_on_holds_half_a_character(field: str) -> None:
+    """It could not be written: a client would wait for the rest of its answer, or get a fault of ours."""
+    half = "a\ud83e"
+    likely = {"token": half, "logprob": -1.0, "top_logprobs": [{"token": half, "logprob": -1.0}]}
+    value = [{"index": 0, "id": half, "function": {"name": half, "arguments": half}}] if field == "tool_calls" else half
+    delta = {"content": "x"} if field == "logprobs" else {field: value}
+    choice = {"index": 0, "delta": delta, "logprobs": {"content": [likely]}, "finish_reason": "stop"}
+    seen = decode({"choices": [choice]})
+    assert b"a" in msgspec.json.encode(seen)
+
+
+def test_no_error_that_is_passed_on_holds_half_a_character() -> None:
+    for body in (b'{"error": {"message": "a\\ud83e"}}', b'{"error": "a\\ud83e"}', b'{"message": "a\\ud83e"}'):
+        assert "a\ufffd" in _reported(400, body).message
+
+
+@pytest.mark.parametrize("told", ["inf", "1e999", "1e300"])
+def test_a_pause_without_an_end_is_a_day(told: str) -> None:
+    assert _reported(503, b"{}", told).retry_after_s == 86_400
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])

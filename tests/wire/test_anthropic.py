@@ -391,3 +391,16 @@ def test_a_bad_legacy_prompt(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
         AnthropicComplete().parse(json.dumps(body).encode())
     assert caught.value.param == param
+
+
+def test_arguments_with_half_a_character_are_passed_on_as_they_are() -> None:
+    """JSON can write one, and small models do."""
+    arguments = '{"a": "\\ud83e"}'
+    events: list[Event] = [Started("id-1", 1, "grok-4", "fp"), ToolCall("t1", "f", arguments), EVENTS[-1]]
+    folder = Folder()
+    for event in events:
+        folder.feed(event)
+    assert folder.completion is not None
+    whole = json.loads(parse().whole(folder.completion))
+    assert whole["content"][-1]["input"] == {"arguments": arguments}
+    assert assembled(frames(events))["content"] == whole["content"]

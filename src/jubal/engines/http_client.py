@@ -39,6 +39,8 @@ UNREAD_BYTES_MAX: Final = 256 << 10
 """Bytes of an answer that wait here before the server is no longer listened to."""
 COPY_BYTES_MAX: Final = 64 << 10
 """A body of at most so many bytes leaves together with its head, which copies it."""
+PIECE_BYTES: Final = 256 << 10
+"""Of a larger body, what the transport is given at a time."""
 INFLATED_BYTES_MAX: Final = 256 << 10
 """Most that one piece of a compressed body becomes at a time."""
 
@@ -105,6 +107,7 @@ class _Connection(asyncio.Protocol):
         "_error",
         "_feed",
         "_framing",
+        "_full",
         "_keep",
         "_lines",
         "_loop",
@@ -112,6 +115,7 @@ class _Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_pool",
+        "_rest",
         "_silence_s",
         "_timer",
         "_timer_due",
@@ -138,6 +142,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._paused = False
+        self._full = False
         self.pieces: list[bytes] = []
         self.on_body = self.pieces.append  # called by the parser, without a frame of ours
         self.heard_s = 0.0
@@ -161,6 +166,7 @@ class _Connection(asyncio.Protocol):
         self._framing = 0
         self._unread = 0
         self._unsent = 0
+        self._rest: memoryview | bytes = b""
 
     # The request
 
@@ -176,9 +182,22 @@ class _Connection(asyncio.Protocol):
             self._watch(now + silence_s)
         else:
             self._transport.write(head)
-            self._transport.write(body)
-            self._unsent = len(head) + len(body)
+            self._rest = memoryview(body)
+            self._unsent = len(body)
+            self._send_on()
             self._watch(now + silence_s / 8)
+
+    def _send_on(self) -> None:
+        """As much as the transport wants: one with TLS forgets what it has encrypted, so that nobody could tell how much is on its
+        way."""
+        while self._rest and not self._full:
+            piece = self._rest[:PIECE_BYTES]
+            self._rest = self._rest[PIECE_BYTES:] or b""  # an empty view would keep the body
+            self._transport.write(piece)
+
+    def _waiting_bytes(self) -> int:
+        """Of a large body, as far as can be seen."""
+        return len(self._rest) + self._transport.get_write_buffer_size() if self._unsent else 0
 
     def news(self) -> asyncio.Future[None]:
         """Done when anything came, or nothing more will."""
@@ -203,7 +222,7 @@ class _Connection(asyncio.Protocol):
     def end(self) -> None:
         """Back to the pool where the answer was read to its end and the server allows; cut otherwise."""
         self.busy = False
-        if not self._keep or (self._unsent and self._transport.get_write_buffer_size()):
+        if not self._keep or self._waiting_bytes():
             self.cut()
             return
         if self._paused:
@@ -245,6 +264,13 @@ class _Connection(asyncio.Protocol):
                 self._fail(Broken("the head of the answer is over 64 KiB"))
                 return
         self._wake()
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._send_on()
 
     def eof_received(self) -> None:
         """The server sends no more. What it was asked for is whole then, where nothing else tells its end."""
@@ -295,6 +321,8 @@ class _Connection(asyncio.Protocol):
         if size > HEAD_BYTES_MAX:  # which came all at once
             raise ValueError("the head of the answer is over 64 KiB")
         status = self._parser.get_status_code()
+        if status < 100:  # which may have a body, that nobody would ever take
+            raise ValueError("the status of the answer is none")
         if status >= 200:
             self.status = status
             self.headed = True
@@ -345,7 +373,7 @@ class _Connection(asyncio.Protocol):
         if not self.busy or self.complete:
             return
         now = self._now()
-        unsent = self._transport.get_write_buffer_size() if self._unsent else 0
+        unsent = self._waiting_bytes()
         if unsent < self._unsent or self._paused:
             self._unsent = unsent
             self.heard_s = now

@@ -14,7 +14,7 @@ import json
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
@@ -85,6 +85,8 @@ CONVERSATION_MAX: Final = 256
 RETRY_FIRST_S: Final = 1.0
 RETRY_AFTER_S_MAX: Final = 30.0
 """An upstream that asks for a longer pause is reported to the caller at once instead of being waited for."""
+RETRY_AFTER_TOLD_S_MAX: Final = 86_400.0
+"""The longest pause that is reported."""
 
 # ---------------------------------------------------------------------------------------------- Generation -> body
 
@@ -397,7 +399,10 @@ class ChatDecoder(StreamDecoder[_Choice]):
             if thought := delta.reasoning_content or delta.reasoning:
                 self._decided.add(index)  # this engine keeps it apart itself
                 yield from self._held_back(index)
-                yield ReasoningDelta(thought, index)
+                if self._mender is not None:
+                    thought = self._mender.join((index, "thought"), thought)
+                if thought:
+                    yield ReasoningDelta(thought, index)
             if (text := delta.content) or self._mender is not None:
                 if self._mender is not None:
                     text = self._mender.join(index, text or "")
@@ -456,6 +461,8 @@ class ChatDecoder(StreamDecoder[_Choice]):
             self._reasons[index] = "tool_calls"  # vLLM and OpenAI say `stop` after a call that the caller named
         for owner, number in keys:
             call = self._calls.pop((owner, number))
+            if self._mender is not None:
+                call.arguments = _whole_characters(call.arguments)
             yield ToolCall(call.id or f"call_{random.randrange(10**8):08d}", call.name, call.arguments or "{}", index)  # noqa: S311
 
 
@@ -468,12 +475,32 @@ class _OpenCall:
         self.arguments = ""
 
 
+def _whole_characters(text: str) -> str:
+    """Halves of surrogate pairs become characters, and those without another half U+FFFD: no text that is sent on may hold one."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+PIECEWISE: Final = frozenset({"content", "text", "reasoning_content", "reasoning", "arguments"})
+"""Fields that come in pieces: the other half of a character may be in the next."""
+
+
+def _without_halves(tree: Any, field: str = "") -> Any:
+    """JSON in which no text but that of `PIECEWISE` fields holds half a character."""
+    if isinstance(tree, str):
+        return tree if field in PIECEWISE else _whole_characters(tree)
+    if isinstance(tree, list):
+        return [_without_halves(item, field) for item in tree]
+    if isinstance(tree, dict):
+        return {_whole_characters(name): _without_halves(value, name) for name, value in tree.items()}
+    return tree
+
+
 class _Mender:
     """Joins characters that an engine cut in half between two events: as UTF-8 bytes, or as halves of a surrogate pair."""
 
     def __init__(self) -> None:
-        self._bytes: dict[int, codecs.IncrementalDecoder] = {}
-        self._high: dict[int, str] = {}
+        self._bytes: dict[Hashable, codecs.IncrementalDecoder] = {}
+        self._high: dict[Hashable, str] = {}
         self._raw = False
 
     def chunk(self, payload: bytes, kind: type[S]) -> S:
@@ -485,24 +512,24 @@ class _Mender:
             except UnicodeDecodeError:
                 tree = json.loads(payload.decode("latin-1"))  # one character per byte, put together by `join`
                 self._raw = True
-            return msgspec.convert(tree, kind)
+            return msgspec.convert(_without_halves(tree), kind)
         except (ValueError, RecursionError) as error:
             raise EngineBroken("The engine sent an event that is not a completion chunk.") from error
 
-    def join(self, index: int, text: str) -> str:
-        """What of `text` is whole, with the half that was held back before it."""
+    def join(self, place: Hashable, text: str) -> str:
+        """What of `text` is whole, with the half that was held back before it at the same place."""
         if self._raw:
             self._raw = False
-            return self._join_bytes(index, text)
-        if index in self._bytes:  # the other half never came, or came as ordinary text
-            text = self._bytes.pop(index).decode(b"", True) + text
-        text = self._high.pop(index, "") + text
+            return self._join_bytes(place, text)
+        if place in self._bytes:  # the other half never came, or came as ordinary text
+            text = self._bytes.pop(place).decode(b"", True) + text
+        text = self._high.pop(place, "") + text
         if text and "\ud800" <= text[-1] <= "\udbff":
-            self._high[index], text = text[-1], text[:-1]
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            self._high[place], text = text[-1], text[:-1]
+        return _whole_characters(text)
 
-    def _join_bytes(self, index: int, text: str) -> str:
-        decoder = self._bytes.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
+    def _join_bytes(self, place: Hashable, text: str) -> str:
+        decoder = self._bytes.setdefault(place, codecs.getincrementaldecoder("utf-8")("replace"))
         try:
             raw = text.encode("latin-1")
         except UnicodeEncodeError:  # \\uXXXX escapes beside raw bytes: nothing can be held back
@@ -594,12 +621,12 @@ def _error_fields(body: bytes) -> tuple[str, str | None, dict[str, Any]]:
         return "", None, {}
     error = tree.get("error", tree)
     if isinstance(error, str):
-        return error[:2000], _word(tree.get("code")), tree
+        return _whole_characters(error)[:2000], _word(tree.get("code")), tree
     if not isinstance(error, dict):
         return "", None, {}
     message = error.get("message") or error.get("detail") or ""
     code = _word(error.get("code")) or _word(error.get("type"))
-    return str(message)[:2000], code, error
+    return _whole_characters(str(message))[:2000], code, error
 
 
 def _word(value: object) -> str | None:
@@ -607,9 +634,9 @@ def _word(value: object) -> str | None:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After in seconds; None where it is absent or a date."""
+    """Retry-After in seconds, at most a day, though it may say `inf`; None where it is absent or a date."""
     try:
-        return max(0.0, float(retry_after)) if retry_after else None
+        return min(max(0.0, float(retry_after)), RETRY_AFTER_TOLD_S_MAX) if retry_after else None
     except ValueError:
         return None
 

@@ -165,7 +165,8 @@ class Connection(HttpToolsProtocol):
         llhttp takes what follows such a head for the other protocol, so the head is read again without its `Upgrade`.
         """
         lines = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
-        head = b"%s %s HTTP/1.1\r\n%s\r\n" % (self.parser.get_method(), self.url, b"".join(lines))
+        version = self.parser.get_http_version().encode()
+        head = b"%s %s HTTP/%s\r\n%s\r\n" % (self.parser.get_method(), self.url, version, b"".join(lines))
         self.parser = httptools.HttpRequestParser(self)
         self._upgrading = False
         self._undone = 0
@@ -238,6 +239,7 @@ class Connection(HttpToolsProtocol):
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        self._idle_until_s = None
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -300,6 +302,12 @@ class Connection(HttpToolsProtocol):
         self._in_body = False
         self._undone = 0
         super().on_message_complete()
+        if self.cycle.response_complete:  # it was refused before its end
+            self._be_idle()
+        elif (
+            self.flow.read_paused and not self.pipeline
+        ):  # all is there, and only who reads notices a client that leaves
+            self.flow.resume_reading()
 
     def _body_goes_on(self) -> None:
         if self._undone > HEAD_BYTES_MAX:  # trailers, or extensions of a chunk
@@ -343,7 +351,13 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-            return
+        elif self.cycle.more_body and not self.cycle.keep_alive:
+            self._stop_timer()
+            _Lingering.on(self, self.transport)
+        else:
+            self._be_idle()
+
+    def _be_idle(self) -> None:
         self._idle_until_s = self.loop.time() + self.timeout_keep_alive
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)

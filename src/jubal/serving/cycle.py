@@ -23,6 +23,7 @@ class Cycle(RequestResponseCycle):
     """The head of an answer leaves with the first piece of its body, in one write."""
 
     _head: bytes | None = None
+    _until_close = False
 
     async def send(self, message: Any) -> None:
         """As ASGI has it. Raises `RuntimeError` for messages out of order, or an answer that is not what its head says."""
@@ -56,7 +57,9 @@ class Cycle(RequestResponseCycle):
         elif not self.keep_alive:
             lines.append(b"connection: close")
         self.chunked_encoding = length is None and self.scope["method"] != "HEAD" and status not in BODILESS
-        if self.chunked_encoding:
+        if self.chunked_encoding and self.scope["http_version"] == "1.0":  # which knows no chunks (RFC 9112 6.1)
+            self.chunked_encoding, self._until_close = False, True
+        elif self.chunked_encoding:
             lines.append(b"transfer-encoding: chunked")
         self.expected_content_length = int(length) if length is not None and self.scope["method"] != "HEAD" else 0
         head = b"\r\n".join(lines)
@@ -69,7 +72,7 @@ class Cycle(RequestResponseCycle):
             body = b""
         elif self.chunked_encoding:
             body = _chunk(body, more)
-        else:
+        elif not self._until_close:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:
                 raise RuntimeError("the answer is longer than its head says")
@@ -88,7 +91,7 @@ class Cycle(RequestResponseCycle):
             raise RuntimeError("the answer is shorter than its head says")
         self.response_complete = True
         self.message_event.set()
-        if not self.keep_alive:
+        if not self.keep_alive and not self.more_body:  # who still sends is left by the connection, more slowly
             self.transport.close()
         self.on_response()
 

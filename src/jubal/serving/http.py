@@ -339,10 +339,7 @@ class HttpApp:
             pass
         except Exception:
             log.exception("request failed by a fault of ours", request_id=exchange.id, path=exchange.path)
-            fault = InternalError(
-                "Something went wrong in Jubal; the server's log has the details under this request's id."
-            )
-            await self._reply_error(exchange, openai_errors.reply(fault))
+            await self._reply_error(exchange, openai_errors.reply(_fault()))
 
     async def _cross_origin(self, exchange: Exchange, cors: Cors) -> bool:
         """Whether this was a browser's question before a request, which is answered now."""
@@ -585,7 +582,8 @@ class HttpApp:
     async def _stream(self, exchange: Exchange, asked: Asked, admitted: Admitted) -> None:
         """Headers go out with the first frame, so whatever fails before it is an ordinary error answer."""
         outbox = Outbox()
-        producer = asyncio.ensure_future(self._produce(asked, self._pipeline.run(admitted), outbox))
+        producer = asyncio.ensure_future(self._produce(asked, admitted, outbox))
+        producer.add_done_callback(lambda _: outbox.end())  # also where it was cancelled before it began
         with self._watching(exchange, producer):
             try:
                 while frames := await outbox.take():
@@ -599,12 +597,12 @@ class HttpApp:
                     producer.cancel()
                     await asyncio.wait((producer,))
 
-    async def _produce(self, asked: Asked, events: Events, outbox: Outbox) -> None:
+    async def _produce(self, asked: Asked, admitted: Admitted, outbox: Outbox) -> None:
         renderer = asked.renderer()
         begun = False
         error: BaseException | None = None
         try:
-            async with aclosing(events):
+            async with aclosing(self._pipeline.run(admitted)) as events:
                 async for event in events:
                     if frame := renderer.feed(event):
                         begun = True
@@ -615,10 +613,15 @@ class HttpApp:
             error = caught
             if isinstance(caught, asyncio.CancelledError) and self._stopping:
                 error = _stopping()
+        except Exception:
+            log.exception("request failed by a fault of ours", request_id=admitted.request_id)
+            error = _fault()
+        try:
             if begun and isinstance(error, JubalError):  # the headers are gone: the stream itself must say so
                 outbox.put(renderer.feed(Failed(error)))
                 error = None
-        outbox.end(None if isinstance(error, asyncio.CancelledError) else error)
+        finally:
+            outbox.end(None if isinstance(error, asyncio.CancelledError) else error)
 
     def _watching(self, exchange: Exchange, work: asyncio.Task[Any]) -> _Watch:
         return _Watch(exchange.peer, work, self._work)
@@ -717,6 +720,10 @@ class _Watch:
 
 def _stopping() -> Stopping:
     return Stopping("The server is shutting down and ended this answer at its drain limit.", retry_after_s=1)
+
+
+def _fault() -> InternalError:
+    return InternalError("Something went wrong in Jubal; the server's log has the details under this request's id.")
 
 
 async def _refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:

@@ -37,9 +37,10 @@ class Outbox:
         self._notify()
 
     def end(self, error: BaseException | None = None) -> None:
-        """No more frames come. error: raised by `take` after the frames before it."""
-        self._ended, self._error = True, error
-        self._notify()
+        """No more frames come. error: raised by `take` after the frames before it. Only the first end counts."""
+        if not self._ended:
+            self._ended, self._error = True, error
+            self._notify()
 
     async def take(self) -> bytes:
         """All frames that are there, waiting for the first; b"" at the end. Raises the error given to `end`."""

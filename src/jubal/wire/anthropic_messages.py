@@ -515,6 +515,7 @@ def _input(arguments: str) -> Any:
     """Arguments are an object here. What a model wrote as anything else still has to reach the client."""
     try:
         value = json.loads(arguments)
+        msgspec.json.encode(value)  # which half a character in it can't be: JSON may hold one as `\\ud800`
     except ValueError:
         return {"arguments": arguments}
     return value if isinstance(value, dict) else {"arguments": value}
