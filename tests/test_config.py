@@ -178,6 +178,8 @@ def test_the_environment_names_a_file_too_and_an_argument_wins(tmp_path: Path) -
         ("[engines.box]\n", "engines.box", "missing required field `kind`"),
         ("[engines.box]\nkind = 'openai'\n", "engines.box.base_url", "http://"),
         ("[engines.box]\nkind = 'openai'\nbase_url = 'ftp://x'\n", "engines.box.base_url", "ftp://x"),
+        ("[engines.box]\nkind = 'openai'\nbase_url = 'http://x/?v=1'\n", "engines.box.base_url", "without a query"),
+        ("[engines.box]\nkind = 'openai'\nbase_url = 'http://x/#a'\n", "engines.box.base_url", "fragment"),
         ("[engines.box]\nkind = 'openai'\nbase_url = 'http://x'\nslots = 2\n", "engines.box.slots", "kind `openai`"),
         (
             "[engines.box]\nkind = 'openai'\nbase_url = 'http://x'\nmmproj = 'a'\n",

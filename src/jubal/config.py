@@ -521,6 +521,10 @@ def _check_engines(settings: Settings, file: Path) -> None:
                 f"{where}.base_url: expected an address that begins with http:// or https://, "
                 f"got `{without_secrets(engine.base_url)}`"
             )
+        if "?" in (engine.base_url or "") or "#" in (engine.base_url or ""):
+            raise ConfigError(
+                f"{where}.base_url: expected an address without a query (?) or fragment (#): paths are appended to it."
+            )
     engines = set(settings.engines) | {"local", "words"}
     for name, model in settings.models.items():
         _check_ability(f'{file}: models."{name}"', model, settings.engines)
