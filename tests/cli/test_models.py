@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from threading import Event, Thread
 
 import pytest
 
+from jubal.cli import fetching
 from tests.cli.conftest import Cli
 from tests.server import ECHO, environment
 
@@ -198,6 +200,23 @@ def test_an_interrupted_download_is_resumed(cli: Cli, slow_file: SlowFile, tmp_p
     assert (cli.home / "models" / "slow.gguf").read_bytes() == GGUF
     assert "2 of 2 MB" in done.stderr, "plain lines where there is no terminal"
     assert (slow_file.ranges[-1] or "").startswith("bytes=")
+
+
+def test_a_line_of_progress_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C came between a line and its end, and what was said of it began in the middle of that line."""
+    written: list[str] = []
+
+    class Recorded(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Recorded())
+    with fetching._shown("x") as progress:
+        for done in range(0, 20_000_001, 1_000_000):
+            progress(done, 20_000_000)
+    assert (written[0], written[-1]) == ("Fetching x\n", "  20 of 20 MB\n")
+    assert all(text.endswith("\n") for text in written), written
 
 
 def test_the_echo_engine_needs_no_file(cli: Cli, tmp_path: Path) -> None:

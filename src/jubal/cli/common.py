@@ -235,6 +235,12 @@ def drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def tell(line: str) -> None:
+    """One line on stderr, in one piece: `print` writes its end by itself, and a Ctrl-C between the two leaves half a line."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def write(text: str) -> None:
     """To stdout at once."""
     sys.stdout.write(text)

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import typer
 
 from jubal import catalogue, config
-from jubal.cli.common import CommandError
+from jubal.cli.common import CommandError, tell
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Bytes there so far, and bytes in all where that is known."""
@@ -68,7 +68,7 @@ def fetch(models_home: Path, source: str) -> Path:
     except weights.WeightsError as error:
         raise CommandError(str(error)) from error
     except KeyboardInterrupt:
-        print(f"jubal: fetching {source} was interrupted; run again to resume.", file=sys.stderr)
+        tell(f"jubal: fetching {source} was interrupted; run again to resume.")
         raise typer.Exit(130) from None
 
 
@@ -101,7 +101,7 @@ def _bar(source: str) -> Iterator[Progress]:
 
 @contextmanager
 def _lines(source: str) -> Iterator[Progress]:
-    print(f"Fetching {source}", file=sys.stderr, flush=True)
+    tell(f"Fetching {source}")
     shown = 0
 
     def show(done: int, total: int | None) -> None:
@@ -110,6 +110,6 @@ def _lines(source: str) -> Iterator[Progress]:
         if step > shown:
             shown = step
             of = f" of {total // MB:,}" if total else ""
-            print(f"  {done // MB:,}{of} MB", file=sys.stderr, flush=True)
+            tell(f"  {done // MB:,}{of} MB")
 
     yield show

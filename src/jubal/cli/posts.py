@@ -24,6 +24,7 @@ from jubal.cli.common import (
     print_table,
     printable,
     table,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _import(store: Archive, file: Path, author: str | None, no_vectors: bool) ->
                 store, file, author=author, embed=None if no_vectors else TextVectors(), progress=progress, stop=stop
             )
         except Stopped:
-            print(f"jubal: importing {file} was interrupted; run again to go on.", file=sys.stderr)
+            tell(f"jubal: importing {file} was interrupted; run again to go on.")
             raise typer.Exit(130) from None
 
 
@@ -219,7 +220,7 @@ def _lines(file: Path) -> Progress:
         step = done * LINES_MAX // total if total else LINES_MAX
         if step > shown.get(what, 0) and time.monotonic() - began > 1:
             shown[what] = step
-            print(f"{NAMES[what]} {file.name}: {step * 100 // LINES_MAX} %", file=sys.stderr, flush=True)
+            tell(f"{NAMES[what]} {file.name}: {step * 100 // LINES_MAX} %")
 
     return show
 
