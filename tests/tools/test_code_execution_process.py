@@ -412,3 +412,25 @@ def test_root_and_another_python_are_not_served() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert ("refused: the sandbox must not run as root" if os.getuid() == 0 else "another Python") in done.stderr
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["this kernel", "before Linux 5.9"])
+def test_all_files_from_a_number_on_are_closed(old: bool) -> None:
+    """Also those above a limit that is lower by now, where the kernel can."""
+    code = f"""
+import os, resource
+from jubal.tools.code_execution.inside import kernel
+if {old}:
+    kernel._CLOSE_RANGE = 100_000
+low, high = os.dup(1), os.dup2(1, 200)
+if not {old}:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+kernel.close_from(low)
+for number in (low, high):
+    try:
+        os.fstat(number)
+    except OSError:
+        print("closed", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("closed\nclosed\n", "")

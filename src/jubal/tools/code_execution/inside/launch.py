@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -41,7 +40,7 @@ class Order:
 def main(text: str) -> None:
     order = Order(**json.loads(text))
     os.dup2(order.control, CONTROL_FD, inheritable=True)
-    os.closerange(CONTROL_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    kernel.close_from(CONTROL_FD + 1)
     if os.getuid() == 0:
         stop_being_root(order)
     kernel.die_with_parent(signal.SIGKILL)

@@ -145,7 +145,7 @@ def _standard_files(channel: socket.socket, out: int, err: int) -> None:
     for target, fd in enumerate(high):
         os.dup2(fd, target, inheritable=True)
     channel.detach()
-    os.closerange(CHANNEL_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    kernel.close_from(CHANNEL_FD + 1)
 
 
 def _no_way_back(plan: Plan, work: str, program: bytes) -> None:
