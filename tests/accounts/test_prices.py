@@ -209,6 +209,15 @@ def test_the_built_in_tiers() -> None:
     assert standard.terms(False) is None
     assert standard.terms(True) == credits.Terms(0, 0)
     assert enterprise.terms(False) == credits.Terms(0, ticks_of_usd(10_000))
+    for tier, prepaid, own, cap in (
+        (standard, False, 7, 7),  # a limit of its own, where there is no other
+        (standard, False, 0, 0),
+        (standard, True, 7, 0),  # which only narrows
+        (beta, False, 7, 0),
+        (enterprise, False, 7, 7),
+        (enterprise, False, ticks_of_usd(10_001), ticks_of_usd(10_000)),
+    ):
+        assert tier.terms(prepaid, own) == credits.Terms(tier.monthly_credit or 0, cap)
     assert Tiers([Tier("standard", rpm=5)]).get("standard") == Tier("standard", rpm=5)
 
 

@@ -72,6 +72,7 @@ ACTS: dict[str, tuple[Call, bool]] = {
     "teams.change": (lambda w, who: admin_teams.change(w.conn, who, w.red, blocked=True, now_us=LATER_US), False),
     "usage.recount": (lambda w, who: admin_usage.recount(w.conn, who, 0, 2**62, now_us=LATER_US), False),
     "billing.set_info": (lambda w, who: billing.set_info(w.conn, who, w.red, {"name": "x"}, now_us=LATER_US), True),
+    "billing.limit_spending": (lambda w, who: billing.limit_spending(w.conn, who, w.red, 5, now_us=LATER_US), True),
     "credits.move": (lambda w, who: credits.move(w.conn, who, "add", w.red, 5, now_us=LATER_US), False),
     "credits.charge_missing": (lambda w, who: credits.charge_missing(w.conn, who, now_us=LATER_US), False),
     "credits.set_price": (lambda w, who: credits.set_price(w.conn, who, w.red, "*", TERMS, now_us=LATER_US), False),
@@ -107,7 +108,6 @@ READS: dict[str, tuple[Call, bool]] = {
     "billing.payment_methods": (lambda w, who: billing.payment_methods(w.conn, who, w.red), True),
     "billing.info": (lambda w, who: billing.info(w.conn, who, w.red), True),
     "billing.no_payment": (lambda w, who: billing.no_payment(w.conn, who, "TopUpOrGetExistingPendingChange", w.red), True),
-    "billing.no_limit": (lambda w, who: billing.no_limit(w.conn, who, w.red), True),
 }  # fmt: skip
 ELSEWHERE: dict[str, Call] = {
     "keys.create": lambda w, who: admin_keys.create(w.conn, who, team_id=w.blue, name="n", now_us=LATER_US),
@@ -129,6 +129,7 @@ ELSEWHERE: dict[str, Call] = {
     "analytics.analyze": lambda w, who: analytics.analyze(w.conn, who, w.blue, QUERY),
     "log.listing": lambda w, who: log.listing(w.conn, who, team_id=w.blue),
     "billing.set_info": lambda w, who: billing.set_info(w.conn, who, w.blue, {}, now_us=LATER_US),
+    "billing.limit_spending": lambda w, who: billing.limit_spending(w.conn, who, w.blue, 5, now_us=LATER_US),
     "billing.info": lambda w, who: billing.info(w.conn, who, w.blue),
     "billing.prepaid": lambda w, who: billing.prepaid(w.conn, who, BOOKS, w.blue, now_us=NOW_US),
 }

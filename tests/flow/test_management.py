@@ -27,15 +27,22 @@ TAKES_EFFECT_S = 2.0
 class Managed:
     """A server, and a management key of its default team."""
 
-    def __init__(self, server: Server, described: Described) -> None:
+    """A management key, of the default team unless one is named."""
+
+    def __init__(self, server: Server, described: Described, team: str | None = None) -> None:
         self.server = server
-        made = server.command("keys", "create", "--name", "boss", "--management")
+        of_team = () if team is None else ("--team", team)
+        made = server.command("keys", "create", "--name", "boss", "--management", *of_team)
         self.secret: str = made["key"]
         self.key_id: str = made["id"]
         self.team: str = made["team_id"]
         self.described = described
         self.where: dict[str, Any] = {"home": server.home, "JUBAL_CONFIG": str(server.config)}
         self.store_url = config.load(server.config, {"JUBAL_HOME": str(server.home)}).store_url
+
+    def of_new_team(self, name: str) -> Managed:
+        self.server.command("teams", "create", "--name", name)
+        return Managed(self.server, self.described, name)
 
     def __call__(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
         status, headers, answer = self.server.request(
@@ -227,7 +234,11 @@ def test_messages_name_fields_as_this_api_does(managed: Managed) -> None:
         ("GET", "/v1/billing/teams/{team_id}/invoices?since.month=3", None, 400, "invalid_value", "since.year"),
         ("POST", "/v1/billing/teams/{team_id}/prepaid/top-up", {"amount": {"val": "2500"}}, 404, "no_payment_method", "amount"),
         ("POST", "/v1/billing/teams/{team_id}/payment-method/default", {"paymentMethodId": "x"}, 404, "no_payment_method", "paymentMethodId"),
-        ("POST", "/v1/billing/teams/{team_id}/postpaid/spending-limits", {"desiredSoftSpendingLimit": {"val": 1}}, 400, "limit_is_fixed", "desiredSoftSpendingLimit"),
+        ("POST", "/v1/billing/teams/{team_id}/postpaid/spending-limits", {}, 422, "missing_field", "desiredSoftSpendingLimit"),
+        ("POST", "/v1/billing/teams/{team_id}/postpaid/spending-limits", {"desiredSoftSpendingLimit": {"val": "1.5"}}, 400, "invalid_value", "desiredSoftSpendingLimit.val"),
+        ("POST", "/v1/billing/teams/{team_id}/postpaid/spending-limits", {"desiredSoftSpendingLimit": {"val": -1}}, 400, "out_of_range", "desiredSoftSpendingLimit.val"),
+        ("POST", "/v1/billing/teams/{team_id}/postpaid/spending-limits", {"desiredSoftSpendingLimit": {"val": "9" * 18}}, 400, "out_of_range", "desiredSoftSpendingLimit.val"),
+        ("POST", "/v1/billing/teams/other/postpaid/spending-limits", {"desiredSoftSpendingLimit": {"val": "1"}}, 403, "other_team", "team_id"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
@@ -295,7 +306,7 @@ BODIES: dict[str, Any] = {
     "SetTeamLimits": {"rpm": "1000000"},
     "SetBillingInfo": {"billingInfo": {"name": "n"}},
     "SetDefaultPaymentMethod": {"paymentMethodId": "x"},
-    "SetSoftSpendingLimit": {"desiredSoftSpendingLimit": {"val": "1"}},
+    "SetSoftSpendingLimit": {"desiredSoftSpendingLimit": {"val": "1000000"}},
     "TopUpOrGetExistingPendingChange": {"amount": {"val": "1"}},
     "AnalyzeBillingItems": {
         "analyticsRequest": {"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02"}, "values": [{"name": "usd"}]}
@@ -324,10 +335,7 @@ def test_the_limits_of_a_team(managed: Managed) -> None:
     """What the operator gave is shown, and what the team sets itself narrows it: for its requests, in the list of models, and
     for `jubal limits`, alike."""
     server = managed.server
-    server.command("teams", "create", "--name", "limited")
-    made = server.command("keys", "create", "--name", "b", "--team", "limited", "--management")
-    own = Managed.__new__(Managed)
-    own.server, own.secret, own.team, own.described = server, made["key"], made["team_id"], managed.described
+    own = managed.of_new_team("limited")
     path = "/auth/teams/{team_id}/limits"
 
     def of_grok_4() -> tuple[str, str, str]:
@@ -483,6 +491,51 @@ def test_usage_that_can_not_be_told(managed: Managed, change: dict[str, Any], pa
     request = {**BODIES["AnalyzeBillingItems"]["analyticsRequest"], **change}
     status, _, found = managed.refused("POST", "/v1/billing/teams/{team_id}/usage", {"analyticsRequest": request})
     assert (status, found) == (400, f"analyticsRequest.{param}")
+
+
+def test_a_team_limits_what_it_may_owe(managed: Managed) -> None:
+    """Below what its tier allows: within two seconds nothing more is answered, and money or a higher limit opens it again."""
+    server = managed.server
+    own = managed.of_new_team("careful")
+    key = own.make()["apiKey"]
+    path = "/v1/billing/teams/{team_id}/postpaid/spending-limits"
+
+    def told() -> Any:
+        limits = own.ok("GET", path, answers="SpendingLimits")["spendingLimits"]
+        preview = own.ok("GET", "/v1/billing/teams/{team_id}/postpaid/invoice/preview", answers="InvoicePreview")
+        effective = limits.pop("effectiveSl")
+        assert preview["effectiveSpendingLimit"] == (None if effective is None else effective["val"])
+        return [None if one is None else one["val"] for one in (*limits.values(), effective)]
+
+    def set_to(val: str | None) -> None:
+        wanted = None if val is None else {"val": val}
+        answer = own.ok("POST", path, {"desiredSoftSpendingLimit": wanted}, answers="SoftLimit")
+        assert answer == {"thisBpSoftSpendingLimit": wanted}
+
+    assert own.chat(key)[0] == 200
+    assert told() == [None] * 4
+    set_to("0")
+    assert told() == [None, None, "0", "0"]
+    status, answer = until_refused(lambda: own.chat(key))
+    assert (status, answer["error"]["code"]) == (429, "insufficient_quota")
+    shown = server.command("credits", "show", "--team", "careful")
+    assert (shown["spending_limit_usd"], shown["owed_ticks"] > 0, shown["available_ticks"] < 0) == ("0.00", True, True)
+    server.command("credits", "limit", "--team", "careful", "0.5")
+    assert told() == [None, None, "50", "50"]
+    until = time.monotonic() + 60
+    while own.chat(key)[0] != 200:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    server.command("teams", "set-tier", "careful", "enterprise")
+    set_to("1000001")
+    assert told() == ["1000000", "1000000", "1000001", "1000000"], "a team only narrows what it was given"
+    server.command("teams", "set-tier", "careful", "standard", "--prepaid")
+    assert told() == ["0", "0", "1000001", "0"]
+    set_to(None)
+    assert told() == ["0", "0", None, "0"]
+    events = own.ok("GET", "/audit/teams/{team_id}/events", answers="AuditEvents")["events"]
+    changes = [one["after"]["spending_limit_ticks"] for one in events if one["action"] == "billing.limit_spending"]
+    assert changes == [None, 1_000_001 * 10**8, 5 * 10**9, 0]
 
 
 def test_billing_info_is_kept(managed: Managed) -> None:

@@ -29,7 +29,6 @@ engine = "words"
 NEVER_ANSWERED = {
     "/v1/billing/teams/{team_id}/payment-method/default",
     "/v1/billing/teams/{team_id}/prepaid/top-up",
-    "/v1/billing/teams/{team_id}/postpaid/spending-limits",
 }
 """What this server refuses whatever the body."""
 ROOT = Path(__file__).parents[2]

@@ -426,9 +426,10 @@ class Credit:
 
 def _out_of_credit(available: int, needed: int) -> OutOfCredit:
     error = OutOfCredit(
-        f"Your team has used up its credit: this request may cost up to {exact_usd(needed)} USD, and {exact_usd(available)} USD is "
-        "available. Add credit with `jubal credits add`, ask for a shorter answer with `max_tokens`, or wait until other "
-        "requests of your team have ended.",
+        "Your team has used up its credit, or reached its spending limit: this request may cost up to "
+        f"{exact_usd(needed)} USD, and {exact_usd(available)} USD is available. Add credit with `jubal credits add`, look at the "
+        "limit with `jubal credits show`, ask for a shorter answer with `max_tokens`, or wait until other requests of your team "
+        "have ended.",
         code="insufficient_quota",
     )
     error.available_ticks = available

@@ -94,7 +94,7 @@ class Place(NamedTuple):
 class Caller:
     """Who asks: what the pipeline needs of a key that may be used.
 
-    tier, prepaid: of its team (`teams.Team`). prices: what the team pays in place of list prices, where it does.
+    tier, prepaid, spending_limit: of its team (`teams.Team`). prices: what the team pays in place of list prices, where it does.
     limits: the rate limits that the team was given, where it was.
     """
 
@@ -110,6 +110,7 @@ class Caller:
     prices: TeamPrices | None = None
     limits: TeamLimits | None = None
     rps: int | None = None
+    spending_limit: int | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- statements
@@ -311,6 +312,7 @@ class _Found:
     prices: TeamPrices | None
     limits: TeamLimits | None = None
     until_us: int | None = None
+    spending_limit: int | None = None
 
 
 def _find_digest(conn: Connection, digest: str, now_us: int) -> _Found | None:
@@ -332,6 +334,7 @@ def _find(conn: Connection, which: sa.ColumnElement[bool], now_us: int) -> _Foun
             teams_table.c.blocked.label("team_blocked"),
             teams_table.c.tier,
             teams_table.c.prepaid,
+            teams_table.c.spending_limit_ticks,
         )
         .join(teams_table, teams_table.c.id == api_keys.c.team_id)
         .where(which)
@@ -341,7 +344,15 @@ def _find(conn: Connection, which: sa.ColumnElement[bool], now_us: int) -> _Foun
         return None
     own_prices = prices.of_team(conn, row["team_id"], now_us)
     own_limits = team_limits.of_team(conn, row["team_id"])
-    return _Found(_key(row), row["team_blocked"], row["tier"], row["prepaid"], own_prices, own_limits)
+    return _Found(
+        _key(row),
+        row["team_blocked"],
+        row["tier"],
+        row["prepaid"],
+        own_prices,
+        own_limits,
+        spending_limit=row["spending_limit_ticks"],
+    )
 
 
 def _fact(conn: Connection, name: str) -> str:
@@ -544,6 +555,7 @@ def _caller(found: _Found) -> Caller:
         found.prices,
         found.limits,
         key.rps,
+        found.spending_limit,
     )
 
 

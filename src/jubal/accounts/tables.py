@@ -52,7 +52,9 @@ teams: Final = Table(
     Column("blocked", Boolean, nullable=False),
     Column("prepaid", Boolean, nullable=False),
     Column("tier", Text, nullable=False, server_default="standard"),
+    Column("spending_limit_ticks", BigInteger),
 )
+"""spending_limit_ticks: what the team lets itself owe at most; null: what its tier says."""
 
 api_keys: Final = Table(
     "api_keys",

@@ -20,7 +20,10 @@ STANDARD: Final = "standard"
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """prepaid: its credit must cover what it asks for. blocked: none of its keys may be used. tier: a name in [tiers]."""
+    """prepaid: its credit must cover what it asks for. blocked: none of its keys may be used. tier: a name in [tiers].
+
+    spending_limit_ticks: what it lets itself owe at most; None: what its tier says.
+    """
 
     id: str
     name: str
@@ -28,6 +31,7 @@ class Team:
     blocked: bool
     prepaid: bool
     tier: str
+    spending_limit_ticks: int | None = None
 
 
 def create(conn: Connection, *, name: str, prepaid: bool = False, tier: str = STANDARD, now_us: int) -> Team:
@@ -99,6 +103,12 @@ def change(
     values = {name: value for name, value in wanted.items() if value is not None}
     if values:
         conn.execute(teams.update().where(teams.c.id == team_id).values(**values))
+    return get(conn, team_id)
+
+
+def limit_spending(conn: Connection, team_id: str, ticks: int | None) -> Team:
+    """Sets what a team lets itself owe; in force on every gateway within 2 s. None: what its tier says. Raises `NotFound`."""
+    conn.execute(teams.update().where(teams.c.id == team_id).values(spending_limit_ticks=ticks))
     return get(conn, team_id)
 
 

@@ -34,13 +34,23 @@ class Tier:
     answer_tokens_max: int = ANSWER_TOKENS_MAX
     rps: int | None = None
 
-    def terms(self, prepaid: bool) -> Terms | None:
-        """How far a team of this tier may go; None: any way, and nothing has to be held. prepaid: its credit must cover it."""
+    def terms(self, prepaid: bool, spending_limit: int | None = None) -> Terms | None:
+        """How far a team of this tier may go; None: any way, and nothing has to be held.
+
+        prepaid: its credit must cover it. spending_limit: ticks that it lets itself owe at most, which only narrows.
+        """
+        cap = self.cap(prepaid)
+        if spending_limit is not None:
+            cap = spending_limit if cap is None else min(cap, spending_limit)
+        return None if cap is None else Terms(self.monthly_credit or 0, cap)
+
+    def cap(self, prepaid: bool) -> int | None:
+        """Ticks that a team of this tier may owe, whatever it wants itself; None: no limit."""
         if prepaid:
-            return Terms(self.monthly_credit or 0, 0)
+            return 0
         if self.monthly_credit is None and self.postpaid_cap is None:
             return None
-        return Terms(self.monthly_credit or 0, self.postpaid_cap or 0)
+        return self.postpaid_cap or 0
 
     def priced(self, price: Price) -> Price:
         """What a model of this price costs here."""

@@ -17,6 +17,7 @@ from jubal.accounts.tiers import Tiers
 from jubal.accounts.upserts import upsert
 from jubal.admin.actor import Actor, note
 from jubal.core.errors import BadRequest, NotFound
+from jubal.core.money import exact_usd
 
 ChangeKind: TypeAlias = Literal["purchase", "spend", "refund", "manual"]
 KINDS: Final[dict[str, ChangeKind]] = {"purchase": "purchase", "refund": "refund"}
@@ -74,6 +75,15 @@ class Prepaid:
     changes: tuple[Change, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class SpendingLimit:
+    """Ticks that a team may owe; None: no limit. hard: by its tier. soft: what it set itself. effective: the lower of the two."""
+
+    hard: int | None
+    soft: int | None
+    effective: int | None
+
+
 class Books:
     """Reads the ledger, and changes nothing. tiers: how far teams may go."""
 
@@ -112,20 +122,20 @@ class Books:
         changes.sort(key=lambda change: change.created_us, reverse=True)
         return Prepaid(ledger.read(conn, team_id).prepaid, tuple(changes))
 
-    def limit(self, conn: Connection, team_id: str) -> int | None:
-        """Ticks that the team may owe; None for no limit. 0 where its tier is not configured: then nothing is answered."""
+    def limit(self, conn: Connection, team_id: str) -> SpendingLimit:
+        """How far a team may go. Where its tier is not configured its limit is 0: then nothing is answered."""
         team = teams.get(conn, team_id)
-        tier = self._tiers.get(team.tier)
+        tier, soft = self._tiers.get(team.tier), team.spending_limit_ticks
         if tier is None:
-            return 0
-        terms = tier.terms(team.prepaid)
-        return None if terms is None else terms.cap
+            return SpendingLimit(0, soft, 0)
+        terms = tier.terms(team.prepaid, soft)
+        return SpendingLimit(tier.cap(team.prepaid), soft, None if terms is None else terms.cap)
 
 
 # -------------------------------------------------------------------------------------------------------------- acts
 
 
-def preview(conn: Connection, actor: Actor, books: Books, team_id: str, *, now_us: int) -> tuple[Bill, int | None]:
+def preview(conn: Connection, actor: Actor, books: Books, team_id: str, *, now_us: int) -> tuple[Bill, SpendingLimit]:
     """The bill of this month so far, and the limit. Raises `NotAllowed`, `NotFound`."""
     _allow(conn, actor, "GetAmountToPay", team_id)
     return books.bill(conn, team_id, ledger.month_of(now_us)), books.limit(conn, team_id)
@@ -140,9 +150,35 @@ def invoices(
     return [books.bill(conn, team_id, month) for month in reversed(months) if only in (None, month)]
 
 
-def limit(conn: Connection, actor: Actor, books: Books, team_id: str) -> int | None:
+def limit(conn: Connection, actor: Actor, books: Books, team_id: str) -> SpendingLimit:
     _allow(conn, actor, "GetSpendingLimits", team_id)
     return books.limit(conn, team_id)
+
+
+def limit_spending(conn: Connection, actor: Actor, team_id: str, ticks: int | None, *, now_us: int) -> None:
+    """Sets what a team lets itself owe at most (`SpendingLimit.soft`); in force on every gateway within 2 s. None: no limit of its
+    own. What it owes already stays owed. Raises `NotAllowed`, `NotFound`, `BadRequest` for an amount out of range.
+    """
+    _allow(conn, actor, "SetSoftSpendingLimit", team_id)
+    if ticks is not None and not 0 <= ticks <= ledger.TICKS_MAX:
+        raise BadRequest(
+            f"A spending limit is 0 to {exact_usd(ledger.TICKS_MAX)} USD.",
+            param="spending_limit",
+            code="out_of_range",
+        )
+    before = teams.locked(conn, team_id).spending_limit_ticks
+    teams.limit_spending(conn, team_id, ticks)
+    note(
+        conn,
+        actor,
+        "billing.limit_spending",
+        "team",
+        team_id,
+        team_id=team_id,
+        before={"spending_limit_ticks": before},
+        after={"spending_limit_ticks": ticks},
+        now_us=now_us,
+    )
 
 
 def prepaid(conn: Connection, actor: Actor, books: Books, team_id: str, *, now_us: int) -> Prepaid:
@@ -210,14 +246,4 @@ def no_payment(conn: Connection, actor: Actor, call: str, team_id: str) -> NotFo
         "This server takes no payments: its operator books what a team has paid.",
         param="paymentMethodId" if call == "SetDefaultPaymentMethod" else "amount",
         code="no_payment_method",
-    )
-
-
-def no_limit(conn: Connection, actor: Actor, team_id: str) -> BadRequest:
-    """Why a spending limit can't be set here. Raises as the other acts."""
-    _allow(conn, actor, "SetSoftSpendingLimit", team_id)
-    return BadRequest(
-        "A team can't change its own limit here: it follows from its tier, which the operator sets.",
-        param="desiredSoftSpendingLimit",
-        code="limit_is_fixed",
     )

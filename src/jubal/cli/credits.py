@@ -102,6 +102,38 @@ def refund(
     _move(config.load(config_file), team, usd, as_json, act)
 
 
+@app.command("limit")
+def limit(
+    team: TeamOption,
+    usd: Annotated[
+        str, typer.Argument(metavar="USD", help="What it may owe at most; `none` for as much as its tier allows.")
+    ],
+    as_json: JsonOption = False,
+    config_file: ConfigOption = None,
+) -> None:
+    """Limit what a team may owe, below what its tier allows. In force everywhere within two seconds."""
+    from jubal.admin import billing
+
+    settings = config.load(config_file)
+    ticks = None if usd == "none" else ticks_of(usd)
+
+    def work(conn: Connection) -> dict[str, object]:
+        from jubal.accounts import teams
+
+        found = teams.by_name_or_id(conn, team)
+        billing.limit_spending(conn, operator(conn), found.id, ticks, now_us=_now_us())
+        return _standing(conn, team, settings)
+
+    with open_store(settings) as store:
+        done = store.transact(work)
+    if as_json:
+        print_json(done)
+    else:
+        print(
+            f"{done['team']} may owe: {_amount(done['spending_limit_usd'])}. Available: {_amount(done['available_usd'])}."
+        )
+
+
 def _move(
     settings: config.Settings,
     team: str,
@@ -140,7 +172,7 @@ def show(team: TeamOption, as_json: JsonOption = False, config_file: ConfigOptio
     print(
         f"team       {found['team']} ({found['team_id']}), tier {found['tier']}{', prepaid' if found['prepaid'] else ''}"
     )
-    for name in ("available", "grant", "prepaid_credit", "owed", "reserved", "spent_this_month"):
+    for name in ("available", "grant", "prepaid_credit", "owed", "spending_limit", "reserved", "spent_this_month"):
         value = found[f"{name}_usd"]
         print(f"{name.replace('_', ' '):17} {_amount(value)}")
 
@@ -151,13 +183,14 @@ def _amount(usd: object) -> str:
 
 def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[str, object]:
     """As JSON shows it. available: what can still be used, None for no limit, 0 where
-    the tier is not configured; reserved: the part that gateways have set aside."""
+    the tier is not configured; spending_limit: what it may owe at most, by its tier and its
+    own limit; reserved: the part that gateways have set aside."""
     from jubal.accounts import credits, teams
     from jubal.accounts.tiers import Tiers
 
     team = teams.by_name_or_id(conn, name)
     tier = Tiers.configured(settings.tiers).get(team.tier)
-    terms = None if tier is None else tier.terms(team.prepaid)
+    terms = None if tier is None else tier.terms(team.prepaid, team.spending_limit_ticks)
     grant = None if tier is None else tier.monthly_credit or 0
     found = credits.standing(conn, team.id, now_us=_now_us(), monthly_grant=grant)
     balance = found.balance
@@ -167,6 +200,7 @@ def _standing(conn: Connection, name: str, settings: config.Settings) -> dict[st
         "grant": balance.grant,
         "prepaid_credit": balance.prepaid,
         "owed": -balance.receivable,
+        "spending_limit": 0 if tier is None else None if terms is None else terms.cap,
         "reserved": found.reserved,
         "spent_this_month": balance.spent,
     }

@@ -65,7 +65,7 @@ class Charging:
 
     def terms(self, caller: Caller) -> Terms | None:
         """How far the caller's team may go; None: any way. Raises `NotAllowed`."""
-        return self._tiers.of(caller).terms(caller.prepaid)
+        return self._tiers.of(caller).terms(caller.prepaid, caller.spending_limit)
 
     def must_hold(self, caller: Caller) -> bool:
         """Whether `hold` may have anything to do. Raises `NotAllowed`."""
@@ -90,7 +90,7 @@ class Charging:
         Raises `OutOfCredit`, `NotAllowed`, `StoreUnavailable`.
         """
         tier = self._tiers.of(caller)
-        terms = tier.terms(caller.prepaid)
+        terms = tier.terms(caller.prepaid, caller.spending_limit)
         if terms is None or self._credit is None:
             return Held(), generation
         facts: Bounding = {

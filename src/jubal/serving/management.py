@@ -28,7 +28,7 @@ from jubal.admin import limits as admin_limits
 from jubal.admin import teams as admin_teams
 from jubal.admin.actor import Actor
 from jubal.admin.analytics import Query
-from jubal.admin.billing import Bill, Books, Change, Prepaid
+from jubal.admin.billing import Bill, Books, Change, Prepaid, SpendingLimit
 from jubal.core.errors import BadRequest, JubalError, NotFound, UnsupportedMedia
 from jubal.core.model import Model, Weights
 from jubal.core.money import LongContext, Price
@@ -469,13 +469,15 @@ class Management(Routes):
     async def _limits(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
         limit = await self._read(billing.limit, who, self._books, team_id)
-        val = None if limit is None else wire.Cents(wire.cents(limit))
-        await _answer(exchange, wire.SpendingLimits(wire.Limits(val, val, None, val)))
+        hard, soft, effective = map(_cents, (limit.hard, limit.soft, limit.effective))
+        await _answer(exchange, wire.SpendingLimits(wire.Limits(hard, hard, soft, effective)))
 
     async def _set_limit(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
-        await self._body(exchange, msgspec.json.Decoder(wire.SetSpendingLimit))
-        raise await self._read(billing.no_limit, who, team_id)
+        asked = (await self._body(exchange, msgspec.json.Decoder(wire.SetSpendingLimit))).desired_soft_spending_limit
+        ticks = None if asked is None else wire.ticks(asked.val, "desiredSoftSpendingLimit.val")
+        await self._act(billing.limit_spending, who, team_id, ticks, now_us=self._now_us())
+        await _answer(exchange, wire.SoftLimit(_cents(ticks)))
 
     async def _balance(self, exchange: Exchange, team_id: str) -> None:
         who = await self._actor(exchange)
@@ -574,6 +576,7 @@ def _moment(text: str | None, param: str) -> int | None:
 
 PARAMS: Final = {
     **{"rps": "qps", "rpm": "qpm", "expires": "expireTime", "overlap": "oldSecretExpireTime", "key_id": "api_key_id"},
+    "spending_limit": "desiredSoftSpendingLimit.val",
     **{"timezone": "analyticsRequest.timeRange.timezone", "timeRange": "analyticsRequest.timeRange"},
 }
 
@@ -773,11 +776,15 @@ def _prepaid_change(team_id: str, change: Change) -> wire.PrepaidChange:
     )
 
 
+def _cents(ticks: int | None) -> wire.Cents | None:
+    return None if ticks is None else wire.Cents(wire.cents(ticks))
+
+
 def _cycle(month: int) -> wire.BillingCycle:
     return wire.BillingCycle(month // 100, month % 100)
 
 
-def _preview(bill: Bill, limit: int | None, left: Prepaid) -> wire.InvoicePreview:
+def _preview(bill: Bill, limit: SpendingLimit, left: Prepaid) -> wire.InvoicePreview:
     total = wire.cents(bill.total)
     free, prepaid, due = wire.shares((bill.from_free, bill.from_prepaid, bill.due))
     return wire.InvoicePreview(
@@ -792,7 +799,7 @@ def _preview(bill: Bill, limit: int | None, left: Prepaid) -> wire.InvoicePrevie
             prepaid_credits=wire.Cents(wire.cents(-left.left)),
             prepaid_credits_used=wire.Cents(prepaid),
         ),
-        effective_spending_limit=None if limit is None else wire.cents(limit),
+        effective_spending_limit=None if limit.effective is None else wire.cents(limit.effective),
         default_credits=free,
         billing_cycle=_cycle(bill.month),
     )
@@ -800,15 +807,20 @@ def _preview(bill: Bill, limit: int | None, left: Prepaid) -> wire.InvoicePrevie
 
 def _invoice(bill: Bill) -> wire.Invoice:
     name = f"{bill.month // 100}-{bill.month % 100:02}"
+    over = wire.stamp(ledger.first_us(ledger.next_month(bill.month)))
     return wire.Invoice(
         team_id=bill.team_id,
         invoice_id=f"{bill.team_id}:{name}",
         invoice_number=name,
-        create_time=wire.stamp(ledger.first_us(ledger.next_month(bill.month))),
+        create_time=over,
         invoice_status="PENDING" if bill.open else "PAID",
         billing_cycle=_cycle(bill.month),
+        first_desired_next_cycle_ts=over,
+        charger_attempts=[],
+        invoice_pdf_asset_key_suffix="",
         lines=_lines(bill),
         subtotal=wire.cents(bill.total),
         tax="0",
         total=wire.cents(bill.due),
+        monthly=wire.Monthly(_cycle(bill.month)),
     )

@@ -58,6 +58,11 @@ def whole(text: str | int | None, param: str) -> int | None:
     return int(text)
 
 
+def ticks(cents: str | int, param: str) -> int:
+    """US cents, as a client writes them, in ticks. Raises `BadRequest` naming the parameter."""
+    return (whole(cents, param) or 0) * CENT
+
+
 def cents(ticks: int) -> str:
     """The nearest whole number of US cents."""
     return str(round(ticks / CENT))
@@ -461,7 +466,7 @@ class _Cents(msgspec.Struct):
 
 
 class _SetSpendingLimit(msgspec.Struct, rename="camel"):
-    desired_soft_spending_limit: _Cents
+    desired_soft_spending_limit: _Cents | None
 
 
 class _TopUp(msgspec.Struct):
@@ -511,17 +516,29 @@ class InvoicePreview(msgspec.Struct, rename="camel"):
     billing_cycle: BillingCycle
 
 
+class Monthly(msgspec.Struct, rename="camel"):
+    """What kind of invoice it is: this server has no others."""
+
+    billing_cycle: BillingCycle
+
+
 class Invoice(msgspec.Struct, rename="camel"):
+    """charger_attempts, invoice_pdf_asset_key_suffix: empty, as this server takes no payments and makes no PDF."""
+
     team_id: str
     invoice_id: str
     invoice_number: str
     create_time: str
     invoice_status: str
     billing_cycle: BillingCycle
+    first_desired_next_cycle_ts: str
+    charger_attempts: list[str]
+    invoice_pdf_asset_key_suffix: str
     lines: list[InvoiceLine]
     subtotal: str
     tax: str
     total: str
+    monthly: Monthly
 
 
 class InvoiceList(msgspec.Struct):
@@ -534,7 +551,7 @@ class PaymentMethods(msgspec.Struct, rename="camel"):
 
 
 class Limits(msgspec.Struct, rename="camel"):
-    """Null: no limit."""
+    """What a team may owe; null: no limit. hard_sl_auto: by its tier. soft_sl: what it set itself. effective_sl: the lower."""
 
     hard_sl_auto: Cents | None
     effective_hard_sl: Cents | None
@@ -544,6 +561,12 @@ class Limits(msgspec.Struct, rename="camel"):
 
 class SpendingLimits(msgspec.Struct, rename="camel"):
     spending_limits: Limits
+
+
+class SoftLimit(msgspec.Struct, rename="camel"):
+    """Null: no limit of the team's own."""
+
+    this_bp_soft_spending_limit: Cents | None
 
 
 class PrepaidChange(msgspec.Struct, rename="camel"):
@@ -820,10 +843,11 @@ OPERATIONS: Final = (
         "POST",
         BILLING + "/postpaid/spending-limits",
         "setSoftSpendingLimit",
-        "Set a limit: 400, as the operator does that",
+        "Limit what one's own team may owe, below what it was given; null: no limit of its own",
         "Billing",
-        Nothing,
+        SoftLimit,
         body=_SetSpendingLimit,
+        example={"desiredSoftSpendingLimit": {"val": "5000"}},
     ),
     _operation(
         "GET",

@@ -7,5 +7,5 @@ from __future__ import annotations
 
 from typing import Final
 
-HEAD: Final = "0009"
+HEAD: Final = "0010"
 """The newest revision in versions/. Here too, so that a store that is up to date opens without loading Alembic (0.3 s)."""
