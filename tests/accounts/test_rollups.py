@@ -205,7 +205,9 @@ def test_export_reads_all_rows_in_order(store: Store) -> None:
 
     within = [row for row in rows if row.created_us < BEGIN_US + 4 * HOUR_US]
     assert store.read(read) == within
-    assert store.read(read, key_id="k1") == [row for row in within if row.key_id == "k1"]
+    assert store.read(read, key_ids=["k1"]) == [row for row in within if row.key_id == "k1"]
+    some = [row for row in within if row.key_id in ("k0", "k1") and row.model == within[0].model]
+    assert store.read(read, key_ids=["k0", "k1"], models=[within[0].model]) == some
 
 
 def test_a_store_of_before_has_its_sums_counted(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

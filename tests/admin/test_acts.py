@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jubal import admin as package
-from jubal.accounts import audit, keys, prices, rollups, tables, team_limits, teams, usage
+from jubal.accounts import audit, keys, prices, tables, team_limits, teams, usage
 from jubal.accounts.acl import Acl
 from jubal.accounts.prices import PriceTerms
 from jubal.accounts.store import Store
@@ -287,51 +287,3 @@ def test_the_log_in_pages(store: Store) -> None:
     assert len(store.read(audit.listing, team_id="t0", begin_us=1, end_us=3)) == 2
     with pytest.raises(BadRequest):
         store.read(audit.listing, before=whole[0].id, team_id="t1")
-
-
-def test_series_have_a_point_for_each_interval(store: Store) -> None:
-    hour = rollups.HOUR_US
-
-    def fill(conn: Connection) -> World:
-        world = World(conn)
-        rows = [
-            usage_row(f"r{n}", created_us=NOW_US + n * 5 * hour, team_id=world.red, key_id="k", model=f"m{n % 2}")
-            for n in range(20)
-        ]
-        usage.record(conn, rows)
-        for unit, zone in (("day", "UTC"), ("day", "America/New_York"), ("month", "UTC"), ("calendar_week", "Asia/Tokyo"), ("hour", "UTC"), ("none", "UTC")):  # fmt: skip
-            begin, end = NOW_US - 40 * 24 * hour, NOW_US + 60 * 24 * hour
-            query = analytics.Query(begin, end, analytics.zone_of(zone), unit, (("requests", "sum"), ("usd", "avg")), ("description",), keys=("k",))  # type: ignore[arg-type]  # fmt: skip
-            series, truncated = analytics.analyze(conn, world.operator, world.red, query)
-            assert not truncated
-            assert [one.group for one in series] == [("m0",), ("m1",)]
-            for one in series:
-                starts = [at for at, _ in one.points]
-                assert starts == sorted(set(starts))
-                assert sum(values[0] for _, values in one.points) == 10
-                assert starts[0] <= begin
-                assert len(starts) == len(series[0].points)
-        return world
-
-    store.transact(fill)
-
-
-def test_days_of_a_zone_with_summer_time(sqlite_store: Store) -> None:
-    from datetime import datetime
-    from zoneinfo import ZoneInfo
-
-    zone = ZoneInfo("Europe/Berlin")
-    begin, end = (int(datetime(2026, month, 1, tzinfo=zone).timestamp()) * 1_000_000 for month in (3, 12))
-    query = analytics.Query(begin, end, zone, "day", (("usd", "sum"),))
-    starts = analytics._starts(query)
-    assert len(starts) == 275
-    assert all(datetime.fromtimestamp(at / 1e6, zone).hour == 0 for at in starts)
-    months = analytics._starts(analytics.Query(begin, end, zone, "month", (("usd", "sum"),)))
-    assert [datetime.fromtimestamp(at / 1e6, zone).month for at in months] == [3, 4, 5, 6, 7, 8, 9, 10, 11]
-
-
-@pytest.mark.parametrize("zone", ["Mars", "../etc/passwd", "Asia/Kolkata", "Australia/Lord_Howe"])
-def test_zones_that_are_not_known(zone: str) -> None:
-    with pytest.raises(BadRequest) as caught:
-        analytics.zone_of(zone)
-    assert caught.value.param == "timezone"

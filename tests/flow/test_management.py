@@ -445,6 +445,21 @@ def test_usage_is_summed(managed: Managed) -> None:
         found = managed.ok("POST", path, {"analyticsRequest": asked}, answers="UsageAnswer")["timeSeries"]
         told = sum(point["values"][0] for series in found for point in series["dataPoints"])
         assert told == pytest.approx(spent / 1e10), filters
+    request = {**request, "timeUnit": "TIME_UNIT_NONE", "values": [{"name": "usd"}, {"name": "usage"}]}
+    asked = {**request, "groupBy": ["api_key_id", "unit_type"]}
+    found = managed.ok("POST", path, {"analyticsRequest": asked}, answers="UsageAnswer")["timeSeries"]
+    label = f"user ({made['redactedApiKey']})"
+    assert [(one["group"][0], one["groupLabels"]) for one in found] == [
+        (made["apiKeyId"], [label, "input tokens"]),
+        (made["apiKeyId"], [label, "output tokens"]),
+    ]
+    assert sum(one["dataPoints"][0]["values"][0] for one in found) == pytest.approx(sum(costs) / 1e10)
+    names = ("AGGREGATION_MIN", "AGGREGATION_P50", "AGGREGATION_MAX")
+    asked = {**request, "groupBy": [], "values": [{"name": "latency_seconds", "aggregation": name} for name in names]}
+    asked["filters"] = [*request["filters"], "latency_seconds:>0", "NOT status:failed"]
+    (series,) = managed.ok("POST", path, {"analyticsRequest": asked}, answers="UsageAnswer")["timeSeries"]
+    (point,) = series["dataPoints"]
+    assert 0 < point["values"][0] <= point["values"][1] <= point["values"][2] < 60
     (row,) = managed.server.command("usage", "--by", "model", "--key", made["apiKeyId"])
     assert (row["requests"], row["cost_in_usd_ticks"]) == (3, sum(costs))
     preview = managed.ok("GET", "/v1/billing/teams/{team_id}/postpaid/invoice/preview", answers="InvoicePreview")
@@ -472,12 +487,21 @@ def test_usage_is_summed(managed: Managed) -> None:
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"timeUnit": "TIME_UNIT_SECOND"}, "timeUnit"),
+        ({"timeUnit": "TIME_UNIT_SECOND"}, "timeRange"),  # of a day
+        ({"timeUnit": "TIME_UNIT_YEAR"}, "timeUnit"),
         ({"values": []}, "values"),
+        ({"values": [{"name": "usd"}] * 11}, "values"),
+        ({"values": [{"name": "requests"}], "groupBy": ["unit_type"]}, "values"),
         ({"values": [{"name": "joy"}]}, "values[0].name"),
-        ({"values": [{"name": "usd", "aggregation": "AGGREGATION_P99"}]}, "values[0].aggregation"),
+        ({"values": [{"name": "usd", "aggregation": "AGGREGATION_NONE"}]}, "values[0].aggregation"),
         ({"groupBy": ["weather"]}, "groupBy"),
         ({"filters": ["api_key_id"]}, "filters[0]"),
+        ({"filters": ["api_key_id:"]}, "filters[0]"),
+        ({"filters": ["api_key_id:>1"]}, "filters[0]"),
+        ({"filters": ["usd:>0", "usd:>cheap"]}, "filters[1]"),
+        ({"filters": ["usd:>nan"]}, "filters[0]"),
+        ({"filters": ["weather:fine"]}, "filters[0]"),
+        ({"filters": ["usd:>0"] * 101}, "filters"),
         ({"timeRange": {"startTime": "x", "endTime": "2026-10-02"}}, "timeRange.startTime"),
         ({"timeRange": {"startTime": "2026-10-02", "endTime": "2026-10-01"}}, "timeRange"),
         ({"timeRange": {"startTime": "2026-10-01", "endTime": "2026-10-02", "timezone": "Mars"}}, "timeRange.timezone"),

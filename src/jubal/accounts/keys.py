@@ -16,7 +16,7 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -188,6 +188,13 @@ def get(conn: Connection, key_id: str) -> Key:
     if row is None:
         raise _no_key(key_id)
     return _key(row)
+
+
+def labels(conn: Connection, team_id: str, key_ids: Iterable[str]) -> dict[str, str]:
+    """By id: what those of these keys that a team has are called, such as `ci (xai-...9Qz1)`."""
+    query = sa.select(api_keys.c.id, api_keys.c.name, api_keys.c.redacted)
+    query = query.where(api_keys.c.team_id == team_id, api_keys.c.id.in_(list(key_ids)))
+    return {row.id: f"{row.name} ({row.redacted})" for row in conn.execute(query)}
 
 
 def _locked(conn: Connection, key_id: str) -> Key:

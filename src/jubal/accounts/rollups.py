@@ -97,6 +97,12 @@ def add(conn: Connection, rows: Iterable[UsageRow]) -> None:
     _upsert(conn, [(*cell, *sums[cell]) for cell in sorted(sums)])
 
 
+def total_of(row: UsageRow) -> Total:
+    """What one row adds to the sums."""
+    sums: dict[str, Any] = dict(zip(SUMS, _of_row(row), strict=True))
+    return Total(**sums)
+
+
 def _of_row(row: UsageRow) -> list[int]:
     """In the order of `SUMS`."""
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -133,19 +133,25 @@ def export(
     conn: Connection,
     begin_us: int,
     end_us: int,
-    key_id: str | None = None,
     team_id: str | None = None,
     *,
+    key_ids: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
     page: int = 5_000,
 ) -> Iterator[UsageRow]:
     """All rows of begin..end (the end not included), oldest first, read a page at a time: memory stays bounded."""
     place = sa.tuple_(usage.c.created_us, usage.c.request_id)
-    query = sa.select(usage).where(usage.c.created_us < end_us).order_by(usage.c.created_us, usage.c.request_id)
-    query = _of(query, key_id, team_id).limit(page)
+    query = sa.select(*(usage.c[name] for name in _COLUMNS)).where(usage.c.created_us < end_us)
+    query = query.order_by(usage.c.created_us, usage.c.request_id)
+    query = _of(query, None, team_id).limit(page)
+    if key_ids is not None:
+        query = query.where(usage.c.key_id.in_(key_ids))
+    if models is not None:
+        query = query.where(usage.c.model.in_(models))
     last = (begin_us, "")  # no request id sorts before the empty one
-    while rows := conn.execute(query.where(usage.c.created_us >= last[0], place > last)).mappings().all():
-        yield from (UsageRow(**row) for row in rows)
-        last = rows[-1]["created_us"], rows[-1]["request_id"]
+    while rows := conn.execute(query.where(usage.c.created_us >= last[0], place > last)).all():
+        yield from map(UsageRow._make, rows)
+        last = rows[-1].created_us, rows[-1].request_id
 
 
 def _of(query: sa.Select[Any], key_id: str | None, team_id: str | None) -> sa.Select[Any]:

@@ -39,13 +39,15 @@ def export(
     end_us: int,
     *,
     team_id: str | None = None,
-    key_id: str | None = None,
+    key_ids: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
 ) -> Iterator[UsageRow]:
     """All rows of begin..end, oldest first, while the connection is open. Raises `NotAllowed`."""
     actor.demand("AnalyzeBillingItems")
     if team_id is not None:
         actor.demand_team(team_id)
-    return usage.export(conn, begin_us, end_us, key_id, actor.team_id if team_id is None else team_id)
+    team_id = actor.team_id if team_id is None else team_id
+    return usage.export(conn, begin_us, end_us, team_id, key_ids=key_ids, models=models)
 
 
 def recount(conn: Connection, actor: Actor, begin_us: int, end_us: int, *, now_us: int) -> int:

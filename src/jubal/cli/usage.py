@@ -143,7 +143,14 @@ def _export(
     from jubal.admin import usage
 
     scope = _scope(conn, key, team, since, until, default_us=0)
-    rows = usage.export(conn, operator(conn), scope.begin_us, scope.end_us, team_id=scope.team_id, key_id=scope.key_id)
+    rows = usage.export(
+        conn,
+        operator(conn),
+        scope.begin_us,
+        scope.end_us,
+        team_id=scope.team_id,
+        key_ids=None if scope.key_id is None else [scope.key_id],
+    )
     if format is Format.jsonl:
         for row in rows:
             print(json.dumps(view(row)))

@@ -5,6 +5,7 @@ Each asks admin/ and renders what it says: who may do what is decided there, for
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from jubal.admin import keys as admin_keys
 from jubal.admin import limits as admin_limits
 from jubal.admin import teams as admin_teams
 from jubal.admin.actor import Actor
-from jubal.admin.analytics import Query
+from jubal.admin.analytics import Condition, Query
 from jubal.admin.billing import Bill, Books, Change, Prepaid, SpendingLimit
 from jubal.core.errors import BadRequest, JubalError, NotFound, UnsupportedMedia
 from jubal.core.model import Model, Weights
@@ -61,13 +62,27 @@ UNITS: Final[dict[str, analytics.Unit]] = {
     "TIME_UNIT_CALENDAR_WEEK": "calendar_week",
     "TIME_UNIT_DAY": "day",
     "TIME_UNIT_HOUR": "hour",
+    "TIME_UNIT_QUARTER_HOUR": "quarter_hour",
+    "TIME_UNIT_MINUTE": "minute",
+    "TIME_UNIT_SECOND": "second",
     "TIME_UNIT_NONE": "none",
 }
 AGGREGATIONS: Final[dict[str, analytics.Aggregation]] = {
     "AGGREGATION_SUM": "sum",
     "AGGREGATION_AVG": "avg",
+    "AGGREGATION_VAR": "var",
+    "AGGREGATION_STD": "std",
+    "AGGREGATION_MIN": "min",
+    "AGGREGATION_MAX": "max",
+    "AGGREGATION_P50": "p50",
+    "AGGREGATION_P90": "p90",
+    "AGGREGATION_P99": "p99",
+    "AGGREGATION_P999": "p999",
     "AGGREGATION_COUNT": "count",
+    "AGGREGATION_COUNT_DISTINCT": "count_distinct",
 }
+COMPARISONS: Final[tuple[analytics.Comparison, ...]] = (">=", "<=", ">", "<")
+FILTERS_MAX: Final = 100
 ORIGINS: Final = {"purchase": "PURCHASE", "spend": "SPEND", "refund": "REFUND", "manual": "MANUAL"}
 
 
@@ -496,7 +511,7 @@ class Management(Routes):
                 [
                     wire.TimeSeries(
                         list(one.group),
-                        list(one.group),
+                        list(one.labels),
                         [wire.DataPoint(wire.stamp(at_us), list(values)) for at_us, values in one.points],
                     )
                     for one in series
@@ -578,6 +593,7 @@ PARAMS: Final = {
     **{"rps": "qps", "rpm": "qpm", "expires": "expireTime", "overlap": "oldSecretExpireTime", "key_id": "api_key_id"},
     "spending_limit": "desiredSoftSpendingLimit.val",
     **{"timezone": "analyticsRequest.timeRange.timezone", "timeRange": "analyticsRequest.timeRange"},
+    "values": "analyticsRequest.values",
 }
 
 
@@ -597,9 +613,9 @@ def _in_our_words() -> Iterator[None]:
 def _query(asked: wire.AnalyticsRequest) -> Query:
     """Raises `BadRequest` naming what this server can't answer."""
     if asked.time_unit not in UNITS:
-        raise _wrong("analyticsRequest.timeUnit", f"one of {', '.join(UNITS)}: usage is kept by the hour")
-    if not asked.values:
-        raise _wrong("analyticsRequest.values", "at least one")
+        raise _wrong("analyticsRequest.timeUnit", f"one of {', '.join(UNITS)}")
+    if not 1 <= len(asked.values) <= analytics.VALUES_MAX:
+        raise _wrong("analyticsRequest.values", f"1 to {analytics.VALUES_MAX} of them")
     values = []
     for index, value in enumerate(asked.values):
         if value.name not in analytics.MEASURES:
@@ -615,8 +631,12 @@ def _query(asked: wire.AnalyticsRequest) -> Query:
         _local(text, zone, f"analyticsRequest.timeRange.{name}")
         for name, text in (("startTime", asked.time_range.start_time), ("endTime", asked.time_range.end_time))
     )
-    filters = _filters(asked.filters)
-    return Query(begin_us, end_us, zone, UNITS[asked.time_unit], tuple(values), tuple(asked.group_by), **filters)
+    if len(asked.filters) > FILTERS_MAX:
+        raise _wrong("analyticsRequest.filters", f"{FILTERS_MAX} at most")
+    conditions = tuple(
+        _condition(text, f"analyticsRequest.filters[{index}]") for index, text in enumerate(asked.filters)
+    )
+    return Query(begin_us, end_us, zone, UNITS[asked.time_unit], tuple(values), tuple(asked.group_by), conditions)
 
 
 def _local(text: str, zone: Any, param: str) -> int:
@@ -634,25 +654,24 @@ def _local(text: str, zone: Any, param: str) -> int:
         raise _wrong(param, "a time such as 2026-10-01 00:00:00") from None
 
 
-NOBODY: Final = ("",)
-"""Keys, or models, of which there is none: two filters name different ones."""
-
-
-def _filters(texts: list[str]) -> dict[str, tuple[str, ...]]:
-    """`api_key_id:ID` and `description:MODEL`, `NOT ` before it for all but these. All of them hold (xai-api.md 21.3)."""
-    names = {"api_key_id": "keys", "description": "models"}
-    found: dict[str, tuple[str, ...]] = {}
-    for index, text in enumerate(texts):
-        name, colon, value = text.removeprefix("NOT ").partition(":")
-        if name not in names or not colon or not value or value[0] in "<>" or "\0" in value:
-            raise _wrong(f"analyticsRequest.filters[{index}]", f"FIELD:VALUE with a field of {', '.join(names)}")
-        where = ("not_" if text.startswith("NOT ") else "") + names[name]
-        others = found.get(where, ())
-        if text.startswith("NOT ") or not others:
-            found[where] = (*others, value)
-        elif value not in others:
-            found[where] = NOBODY
-    return found
+def _condition(text: str, param: str) -> Condition:
+    """`FIELD:VALUE`, for numbers `FIELD:>N` and the like too, and `NOT ` before it for all but these (xai-api.md 21.3)."""
+    negated = text.startswith("NOT ")
+    field, _, value = text.removeprefix("NOT ").partition(":")
+    comparison = next((sign for sign in COMPARISONS if value.startswith(sign)), None)
+    if field in analytics.GROUPS and value and comparison is None and "\0" not in value:
+        return Condition(field, value, negated=negated)
+    if field not in analytics.MEASURES:
+        raise _wrong(
+            param, f"FIELD:VALUE with a field of {', '.join(analytics.GROUPS)}, or FIELD:>N with one of values"
+        )
+    try:
+        number = float(value.removeprefix(comparison or ""))
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise _wrong(param, "a number after the field, as in usd:>0.5")
+    return Condition(field, number, comparison or "=", negated)
 
 
 # ----------------------------------------------------------------------------------------------------------- rendering
