@@ -42,13 +42,14 @@ class Renderer:
 
 
 class Pipeline:
-    """Lets everybody in. begun, closed: whether the events were asked for, and were told that nobody wants more of them."""
+    """Lets everybody in. put_back: tokens that limits are told of as not used. begun, closed: whether the events were asked for, and were told that nobody wants more of them."""
 
     caches = False
 
     def __init__(self, *texts: str) -> None:
         self._texts = texts
         self.begun = self.closed = False
+        self.put_back: list[int] = []
 
     def new_id(self) -> str:
         return "id"
@@ -57,7 +58,11 @@ class Pipeline:
         return SimpleNamespace(key_id="k")
 
     def admit(self, *_: Any, **__: Any) -> Any:
-        return SimpleNamespace(ticket=SimpleNamespace(allowance=Allowance()), request_id="id", ticket_headers=tuple)
+        ticket = SimpleNamespace(allowance=Allowance())
+        return SimpleNamespace(ticket=ticket, tokens_taken=7, request_id="id", ticket_headers=tuple)
+
+    def put_off(self, ticket: Any, unused_tokens: int) -> None:
+        self.put_back.append(unused_tokens)
 
     async def run(self, admitted: Any) -> AsyncGenerator[Event, None]:
         self.begun = True
@@ -125,6 +130,8 @@ async def test_what_can_not_even_be_said_ends_without_the_last_chunk() -> None:
 
 
 async def test_a_client_that_leaves_when_the_work_is_to_begin_keeps_nobody_waiting() -> None:
+    """And its tokens count no longer."""
     pipeline = Pipeline("good")
     assert await asked(pipeline, leaves=True) == []
     assert not pipeline.begun, "or the test is about another moment"
+    assert pipeline.put_back == [7]

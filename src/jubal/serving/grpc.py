@@ -411,6 +411,7 @@ class GrpcServer:
                 if not producer.done():
                     producer.cancel()
                     await asyncio.wait((producer,))
+                self._pipeline.put_off(admitted.ticket, admitted.tokens_taken)  # where it was cancelled before it began
 
     async def _produce(self, events: Events, queue: _Queue) -> None:
         error: BaseException | None = None

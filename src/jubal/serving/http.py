@@ -596,6 +596,7 @@ class HttpApp:
                 if not producer.done():
                     producer.cancel()
                     await asyncio.wait((producer,))
+                self._pipeline.put_off(admitted.ticket, admitted.tokens_taken)  # where it was cancelled before it began
 
     async def _produce(self, asked: Asked, admitted: Admitted, outbox: Outbox) -> None:
         renderer = asked.renderer()
