@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from pathlib import Path
 
 import jubal
@@ -43,10 +44,20 @@ SEES_ALL = {"app", "cli", "__main__", "__init__", "plugins"}
 STANDARD_ONLY = {"core"}
 
 
+def parsed(file: Path) -> ast.Module:
+    """Without collecting garbage meanwhile: if its end prints a traceback, which parses lines of code too, Python 3.11 loses count of
+    how deep it is in this tree and raises `SystemError` (python/cpython issue 106905)."""
+    gc.disable()
+    try:
+        return ast.parse(file.read_text())
+    finally:
+        gc.enable()
+
+
 def imports(file: Path) -> set[str]:
     """Full names of the modules that `file` imports anywhere, also inside functions."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -90,7 +101,7 @@ def test_only_the_composition_root_reads_the_environment() -> None:
         place = file.relative_to(SRC)
         if place.name in allowed or place.parts[0] in {"cli", "testing"}:
             continue
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
                 assert node.attr not in {"environ", "getenv"} or "weights" in place.name, (
                     f"{place} reads the environment"

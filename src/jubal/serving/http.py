@@ -621,6 +621,8 @@ class HttpApp:
             if begun and isinstance(error, JubalError):  # the headers are gone: the stream itself must say so
                 outbox.put(renderer.feed(Failed(error)))
                 error = None
+        except Exception:
+            log.exception("a stream ends without saying why by a fault of ours", request_id=admitted.request_id)
         finally:
             outbox.end(None if isinstance(error, asyncio.CancelledError) else error)
 
