@@ -84,14 +84,15 @@ async def attack(made: ForkSandbox, *codes: str) -> Ran:
 
 REFUSED: list[tuple[str, str, str]] = [
     # files
-    ("write to the system", "[tried(open, f, 'w') for f in ('/a', '/usr/a', '/etc/a', '/dev/a', '/opt/a', '/root/a', '/proc/a')]", "['EROFS', 'EROFS', 'EROFS', 'EROFS', 'EROFS', 'EROFS', 'ENOENT']"),
-    ("host files", "[os.path.exists(f) for f in ('/etc/shadow', '/etc/passwd', '/home', '/sys', '/var', '/boot', '/srv', '/run', '/opt/sb/../../var')]", str([False] * 9)),
+    ("write to the system", "[tried(open, f, 'w') for f in ('/a', '/usr/a', '/etc/a', '/dev/a', '/opt/a', '/proc/a')], tried(open, '/root/a', 'w') in ('EROFS', 'ENOENT')", "(['EROFS', 'EROFS', 'EROFS', 'EROFS', 'EROFS', 'ENOENT'], True)"),
+    ("host files", "[os.path.exists(f) for f in ('/etc/shadow', '/etc/passwd', '/sys', '/var', '/boot', '/srv', '/run', '/opt/sb/../../var')]", str([False] * 8)),
+    ("homes", "[f for f in ('/home', '/root') if os.path.exists(f) and not any(p.startswith(f'{f}/') for p in (sys.base_prefix, *sys.path))]", "[]"),
     ("the interpreter's own files", "{tried(open, os.__file__, 'w'), tried(open, sys.executable, 'r+')} <= {'EROFS', 'EACCES'}", "True"),
     ("secrets of /proc", "[tried(open, f'/proc/{f}', 'rb') for f in ('kcore', 'sys/kernel/core_pattern', 'sysrq-trigger', 'kallsyms', 'cmdline', 'mounts2')]", str(["ENOENT"] * 6)),
     ("the root of pid 1", "sorted(os.listdir('/proc/1/root')) == sorted(os.listdir('/'))", "True"),
     ("setuid programs", "[subprocess.run([f, '--help'], capture_output=True).returncode == 0 and os.geteuid() == 0 for f in ('/usr/bin/su', '/usr/bin/mount') if os.path.exists(f)].count(True)", "0"),
     ("privileges", "[line.split()[1] for line in open('/proc/self/status') if line.startswith(('CapPrm', 'CapEff', 'CapBnd', 'CapAmb', 'NoNewPrivs', 'Seccomp:'))]", "['0000000000000000', '0000000000000000', '0000000000000000', '0000000000000000', '1', '2']"),
-    ("being root", "(os.getuid() != 0, tried(os.setuid, 0), tried(os.setgid, 0), tried(os.setgroups, []), os.getgroups())", "(True, 'EINVAL', 'EINVAL', 'EPERM', [])"),
+    ("being root", "(os.getuid() != 0, tried(os.setuid, 0), tried(os.setgid, 0), tried(os.setgroups, []), {*os.getgroups()} <= {os.getgid(), 65534})", "(True, 'EINVAL', 'EINVAL', 'EPERM', True)"),
     ("a way out by mounts", "[tried(os.chroot, '/work'), libc.mount(b'/', b'/tmp', None, 4096, None), libc.unshare(0x10000000), libc.setns(0, 0)]", "['EPERM', -1, -1, -1]"),
     ("devices", "[tried(os.mknod, 'd', stat.S_IFBLK | 0o600, os.makedev(8, 0)), tried(os.mknod, 'c', stat.S_IFCHR | 0o600, os.makedev(1, 1)), sorted(set(os.listdir('/dev')) - {'core', 'console'})]", "['EPERM', 'EPERM', ['fd', 'full', 'null', 'ptmx', 'pts', 'random', 'shm', 'stderr', 'stdin', 'stdout', 'tty', 'urandom', 'zero']]"),
     # sizes

@@ -98,12 +98,15 @@ class Images:
             if left < 0:
                 raise _too_much(where)
 
+        refused: BadRequest | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for url, where in asked.items():
                     group.create_task(fetch(url, where))
         except* BadRequest as errors:
-            raise _first(errors) from None
+            refused = _first(errors)
+        if refused is not None:  # raised up there it would be in a group again, before Python 3.11.4
+            raise refused
 
     async def _fetch(self, url: str, where: str) -> _Image:
         if self._make is None:

@@ -115,10 +115,22 @@ def _size() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
+def _threads_of_user() -> int:
+    """Of all processes of this user: the kernel counts them together where no user namespace keeps a count of its own, and a limit
+    below what there is would leave the code without any thread."""
+    found = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, KeyError), open(f"/proc/{name}/status") as file:
+            facts = dict(line.split(":", 1) for line in file)
+            if int(facts["Uid"].split()[0]) == os.getuid():
+                found += int(facts["Threads"])
+    return found
+
+
 def _limit(plan: Plan, size: int) -> None:
     for name, value in (
         ("AS", size + plan.memory_bytes),
-        ("NPROC", plan.processes),
+        ("NPROC", plan.processes if plan.namespaces else plan.processes + _threads_of_user()),
         ("NOFILE", plan.open_files),
         ("FSIZE", plan.work_bytes),
         ("CORE", 0),
